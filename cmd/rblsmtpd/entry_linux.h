@@ -1,0 +1,23 @@
+// Numbers that are the same on every architecture: include/uapi/asm-generic
+// resource.h, signal.h, fcntl.h.
+#define RLIMIT_DATA	2
+#define RLIMIT_NOFILE	7
+#define RLIMIT_AS	9
+#define SIG_IGN		1
+#define NSIG		64
+#define F_GETFD		1
+
+// System calls: arch/x86/entry/syscalls/syscall_64.tbl, and
+// include/uapi/asm-generic/unistd.h.
+#ifdef GOARCH_amd64
+#define SYS_rt_sigaction	13
+#define SYS_rt_sigprocmask	14
+#define SYS_fcntl		72
+#define SYS_prlimit64		302
+#endif
+#ifdef GOARCH_arm64
+#define SYS_fcntl		25
+#define SYS_rt_sigaction	134
+#define SYS_rt_sigprocmask	135
+#define SYS_prlimit64		261
+#endif

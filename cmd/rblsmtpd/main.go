@@ -1,0 +1,234 @@
+//go:build linux
+
+// Rblsmtpd runs between tcpserver(1) and an SMTP server: it asks DNS block
+// lists about the client, gives a listed one a small SMTP conversation that
+// rejects every message, and reports it to rblnftd(8); for any other client it
+// runs the next program. It is a drop-in for the program of the same name in
+// ucspi-tcp.
+package main
+
+import (
+	"net/netip"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"rblnft/dnsbl"
+	"rblnft/dnsbl/resolver"
+	"rblnft/firewall/hit"
+	"rblnft/smtpreply"
+)
+
+const fatal = "rblsmtpd: fatal: "
+
+func main() {
+	p, ok := started()
+	if !ok {
+		die(111, fatal+"not built with its entry point: use go run ./cmd/setup build\n")
+	}
+	o, problem := parse(p)
+	if problem != "" || o.prog >= len(p.args) {
+		die(100, problem+usage)
+	}
+	c := newClient(p)
+
+	decision, decided := byEnvironment(p)
+	if !decided {
+		var err error
+		if decision, err = byLists(p, &o, c); err != nil {
+			if o.verbose {
+				c.note("client gone before the decision")
+			}
+			syscall.Exit(0)
+		}
+	}
+	for _, note := range o.notes {
+		c.note(note)
+	}
+
+	if decision.Verdict == dnsbl.Block {
+		line := smtpreply.ErrorLine(decision.Bounce, decision.Text)
+		c.logBlock(line, o.verbose)
+		if !o.report {
+			reject(p, &o, c, decision, line)
+			syscall.Exit(0)
+		}
+		if !decided {
+			if err := p.setenv("RBLSMTPD", smtpreply.Printable(decision.Text)); err != nil {
+				c.note("$RBLSMTPD: " + err.Error())
+			}
+		}
+	}
+
+	err := p.run(o.prog)
+	die(111, fatal+"unable to run "+p.args[o.prog]+": "+describe(err)+"\n")
+}
+
+// byEnvironment decides as $RBLSMTPD says, if it says anything: empty, the
+// client may pass; otherwise it is the text of a block, and a hyphen before it
+// asks for code 553.
+func byEnvironment(p *process) (d dnsbl.Decision, decided bool) {
+	text, ok := p.getenv("RBLSMTPD")
+	switch {
+	case !ok:
+		return dnsbl.Decision{}, false
+	case text == "":
+		return dnsbl.Decision{Verdict: dnsbl.Pass}, true
+	case text[0] == '-':
+		return dnsbl.Decision{Verdict: dnsbl.Block, Bounce: true, Text: text[1:]}, true
+	}
+	return dnsbl.Decision{Verdict: dnsbl.Block, Text: text}, true
+}
+
+// byLists decides as the sources say. A client whose address is not known is
+// not looked up: no list can know it either. The error means that the client
+// is gone.
+func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
+	steps := o.steps
+	if !c.addr.IsValid() {
+		steps = nil
+		for _, s := range o.steps {
+			if s.Source == nil {
+				steps = append(steps, s)
+			}
+		}
+		if len(steps) < len(o.steps) {
+			o.notes = append(o.notes, c.problem+": not looked up")
+		}
+	}
+	if len(steps) == 0 {
+		return dnsbl.Decision{Verdict: dnsbl.Pass}, nil
+	}
+	l := &lookups{
+		dns:  resolver.New(dnsServers(p)),
+		left: o.lookups,
+		failed: func(id int, err error) {
+			if o.verbose {
+				c.note(o.steps[id].Source.Zone + ": " + err.Error())
+			}
+		},
+		early: func() { c.note("client speaks before the greeting") },
+	}
+	d, err := dnsbl.Decide(l, c.addr, steps, o.oneByOne, func(zone, what string) {
+		c.note(zone + ": " + what)
+	})
+	l.dns.Close()
+	return d, err
+}
+
+// reject holds the conversation, and meanwhile reports a listing to the daemon.
+func reject(p *process, o *options, c *client, d dnsbl.Decision, line string) {
+	r := &report{client: c}
+	if d.Zone != "" {
+		r.start(p, hit.Hit{Addr: c.addr, Zone: d.Zone, Code: d.Code, Answer: line})
+	}
+	smtpreply.New(line).Serve(0, 1, o.timeout, r)
+	r.finish()
+}
+
+// client is who is at the other end, as tcp-environ(5) has it.
+type client struct {
+	ip      string // as it is logged
+	host    string
+	info    string
+	addr    netip.Addr // invalid if not known
+	problem string     // why
+}
+
+// newClient reads the environment that tcpserver made. Under a server that
+// knows IPv6, $PROTO is TCP6 and the variables are named $TCP6REMOTE….
+func newClient(p *process) *client {
+	proto := "TCP"
+	if name, _ := p.getenv("PROTO"); name == "TCP6" {
+		if _, ok := p.getenv("TCP6REMOTEIP"); ok {
+			proto = name
+		}
+	}
+	get := func(name string) string {
+		value, _ := p.getenv(proto + name)
+		return smtpreply.Printable(value)
+	}
+	ip, ok := p.getenv(proto + "REMOTEIP")
+	c := &client{ip: smtpreply.Printable(ip), host: get("REMOTEHOST"), info: get("REMOTEINFO")}
+	addr, err := netip.ParseAddr(ip)
+	switch {
+	case !ok:
+		c.problem = "$" + proto + "REMOTEIP is not set"
+	case err != nil:
+		c.problem = "$" + proto + "REMOTEIP is no IP address"
+	default:
+		c.addr = addr.Unmap().WithZone("")
+	}
+	return c
+}
+
+// prefix is what every line about the client begins with.
+func (c *client) prefix() string {
+	return "rblsmtpd: " + c.ip + " pid " + strconv.Itoa(syscall.Getpid()) + ": "
+}
+
+// note logs one line.
+func (c *client) note(what string) {
+	say(c.prefix() + smtpreply.Printable(what) + "\n")
+}
+
+// logBlock logs that the client is blocked, and with what line.
+func (c *client) logBlock(line string, verbose bool) {
+	text := c.prefix() + line + "\n"
+	if verbose {
+		text += "rblsmtpd: blocked " + word(c.ip) + " " + word(c.host) + " " + word(c.info) + "\n"
+	}
+	say(text)
+}
+
+// word makes one field of a log line of s.
+func word(s string) string {
+	if s == "" {
+		return "-"
+	}
+	b := []byte(s)
+	for i := range b {
+		if b[i] == ' ' {
+			b[i] = '?'
+		}
+	}
+	return string(b)
+}
+
+// say writes to descriptor 2, as a whole.
+func say(text string) { unix.Write(2, []byte(text)) }
+
+func die(code int, text string) {
+	say(text)
+	syscall.Exit(code)
+}
+
+// describe puts an error of execve(2) in the words that ucspi-tcp has for it.
+func describe(err error) string {
+	switch err {
+	case unix.ENOENT:
+		return "file does not exist"
+	case unix.EACCES:
+		return "access denied"
+	case unix.EPERM:
+		return "permission denied"
+	case unix.EISDIR:
+		return "is a directory"
+	case unix.ENOTDIR:
+		return "not a directory"
+	case unix.ENOEXEC:
+		return "exec format error"
+	case unix.ETXTBSY:
+		return "text busy"
+	case unix.ENAMETOOLONG:
+		return "file name too long"
+	case unix.ELOOP:
+		return "symbolic link loop"
+	case unix.EIO:
+		return "input/output error"
+	case unix.ENOMEM:
+		return "out of memory"
+	}
+	return err.Error()
+}

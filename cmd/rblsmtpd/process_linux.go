@@ -1,0 +1,181 @@
+package main
+
+import (
+	"runtime"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Go program cannot start where a qmail-smtpd run script starts its programs,
+// under "softlimit -m 9000000": the runtime reserves hundreds of megabytes of
+// address space before main. And it cannot hand on a process as it got it: the
+// runtime raises the limit on open files, catches every signal, opens closed
+// standard descriptors, and os.Environ drops what it finds odd.
+//
+// So the kernel starts the filter not at the runtime's entry point but at
+// rblsmtpd_entry (the linker's option -E), which writes down in the variables
+// below how the process was started, raises the soft limits on memory to the
+// hard ones, and only then goes on to the runtime. [process.run] puts all of it
+// back and gives the next program the very arguments and environment that the
+// kernel gave to this one.
+//
+// The runtime sees an environment with nothing but GOMAXPROCS=1. With one
+// processor it starts fewer threads and takes less memory, and no variable of
+// the mail server's can change how it behaves.
+var (
+	initialStack   unsafe.Pointer // argc, argv, environment; nil if started elsewhere
+	initialLimits  [3]limit       // in the order of limited
+	initialBlocked uint64         // bit n-1 is signal n
+	initialIgnored uint64         // likewise
+	initialClosed  uint64         // bit n is descriptor n, 0 to 2
+	initialAction  [4]uint64      // room for a struct sigaction
+	raisedLimit    limit
+)
+
+var limited = [3]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NOFILE}
+
+// limit is the kernel's struct rlimit64.
+type limit struct{ soft, hard uint64 }
+
+// process is how this process was started.
+type process struct {
+	argv []*byte // without the terminating null
+	envp []*byte // likewise
+	args []string
+}
+
+func started() (*process, bool) {
+	if initialStack == nil {
+		return nil, false
+	}
+	argc := *(*int)(initialStack)
+	words := func(at, n int) []*byte {
+		return unsafe.Slice((**byte)(unsafe.Add(initialStack, at*int(unsafe.Sizeof(initialStack)))), n)
+	}
+	p := &process{argv: words(1, argc)}
+	vars := 0
+	for words(1+argc+1, vars+1)[vars] != nil {
+		vars++
+	}
+	p.envp = words(1+argc+1, vars)
+	p.args = make([]string, argc)
+	for i, arg := range p.argv {
+		p.args[i] = unix.BytePtrToString(arg)
+	}
+	return p, true
+}
+
+// getenv returns the value of an environment variable, and whether it is set.
+func (p *process) getenv(name string) (string, bool) {
+	for _, v := range p.envp {
+		if value, ok := assignment(v, name); ok {
+			return unix.BytePtrToString(value), true
+		}
+	}
+	return "", false
+}
+
+// assignment returns where the value begins if v is NAME=VALUE.
+func assignment(v *byte, name string) (value *byte, ok bool) {
+	for i := 0; i < len(name); i++ {
+		if *v != name[i] {
+			return nil, false
+		}
+		v = (*byte)(unsafe.Add(unsafe.Pointer(v), 1))
+	}
+	return (*byte)(unsafe.Add(unsafe.Pointer(v), 1)), *v == '='
+}
+
+// setenv gives the next program one variable more, or another value for one.
+func (p *process) setenv(name, value string) error {
+	v, err := unix.BytePtrFromString(name + "=" + value)
+	if err != nil {
+		return err
+	}
+	envp := make([]*byte, 0, len(p.envp)+2)
+	for _, old := range p.envp {
+		if _, same := assignment(old, name); !same {
+			envp = append(envp, old)
+		}
+	}
+	p.envp = append(envp, v, nil)[:len(envp)+1]
+	return nil
+}
+
+// run replaces the process by the program that the arguments from first on
+// name, looked for as rblsmtpd and execvp(3) do. It returns only if that cannot
+// be done.
+func (p *process) run(first int) error {
+	var paths []*byte
+	for _, path := range p.candidates(p.args[first]) {
+		b, err := unix.BytePtrFromString(path)
+		if err != nil {
+			return err
+		}
+		paths = append(paths, b)
+	}
+	return execute(paths, &p.argv[first], unsafe.SliceData(p.envp))
+}
+
+// candidates are the files that name may mean.
+func (p *process) candidates(name string) []string {
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	path, ok := p.getenv("PATH")
+	if !ok {
+		path = "/bin:/usr/bin"
+	}
+	var files []string
+	for dir := range strings.SplitSeq(path, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		files = append(files, dir+"/"+name)
+	}
+	return files
+}
+
+// execute makes the process as it was when it started and executes the first
+// of the files that can be. With the limits of then the runtime may not be able
+// to allocate anything, so nothing here does: there are system calls, and no
+// calls of anything that could need more stack.
+func execute(files []*byte, argv, envp **byte) error {
+	runtime.LockOSThread()
+	for i, resource := range limited {
+		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0, 0)
+	}
+	ignore := [4]uint64{1} // SIG_IGN (signal(7)), no flags
+	for n := range uintptr(64) {
+		if initialIgnored&(1<<n) != 0 {
+			syscall.RawSyscall6(unix.SYS_RT_SIGACTION, n+1, uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
+		}
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&initialBlocked)), 0, 8, 0, 0)
+	for fd := range uintptr(3) {
+		if initialClosed&(1<<fd) != 0 {
+			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+		}
+	}
+
+	result := unix.ENOENT
+	for _, file := range files {
+		_, _, errno := syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(file)), uintptr(unsafe.Pointer(argv)), uintptr(unsafe.Pointer(envp)))
+		if errno == unix.ENOENT {
+			continue
+		}
+		result = errno
+		if errno != unix.EACCES && errno != unix.EPERM && errno != unix.EISDIR {
+			break
+		}
+	}
+
+	for i, resource := range limited {
+		raised := limit{initialLimits[i].hard, initialLimits[i].hard}
+		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&raised)), 0, 0, 0)
+	}
+	return result
+}

@@ -1,0 +1,136 @@
+package resolver
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// conn is a socket to one server, for one lookup.
+type conn struct {
+	fd     int // -1 when dropped; poll(2) passes over it
+	server int
+	tcp    bool
+	unsent []byte // of the query, TCP only
+	read   []byte // of the length and the answer, TCP only
+}
+
+// dial opens a socket that talks to one server alone, so that the kernel keeps
+// out what others send, and tells when nobody listens there (udp(7)).
+func dial(addr netip.Addr, kind int) (fd int, ok bool) {
+	family, to := unix.AF_INET, unix.Sockaddr(nil)
+	if addr.Is4() {
+		to = &unix.SockaddrInet4{Port: dnsPort, Addr: addr.As4()}
+	} else {
+		family = unix.AF_INET6
+		to = &unix.SockaddrInet6{Port: dnsPort, Addr: addr.As16(), ZoneId: zoneID(addr.Zone())}
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, false
+	}
+	if err := unix.Connect(fd, to); err != nil && err != unix.EINPROGRESS {
+		unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
+}
+
+// zoneID returns the index of the interface that a link-local address is on.
+func zoneID(name string) uint32 {
+	if name == "" {
+		return 0
+	}
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	ifreq, err := unix.NewIfreq(name)
+	if err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifreq) != nil {
+		return 0
+	}
+	return ifreq.Uint32()
+}
+
+func (c *conn) wants() int16 {
+	if len(c.unsent) > 0 {
+		return unix.POLLOUT
+	}
+	return unix.POLLIN
+}
+
+func (c *conn) drop() {
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+		c.fd = -1
+	}
+}
+
+// progress is how far a conn has come.
+type progress uint8
+
+const (
+	waiting  progress = iota // for more
+	complete                 // a message is there
+	broken                   // it will not come
+)
+
+// step writes or reads as much as there is. The message is valid until the
+// next step.
+func (c *conn) step(l *lookup) (message []byte, p progress) {
+	if c.fd < 0 {
+		return nil, waiting
+	}
+	if !c.tcp {
+		var buf [maxUDP + 1]byte
+		n, err := unix.Read(c.fd, buf[:])
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR:
+			return nil, waiting
+		case err != nil:
+			return nil, broken
+		case n > maxUDP:
+			return nil, waiting
+		}
+		return buf[:n], complete
+	}
+	if len(c.unsent) > 0 {
+		n, err := unix.SendmsgN(c.fd, c.unsent, nil, nil, unix.MSG_NOSIGNAL)
+		if err == unix.EAGAIN || err == unix.EINTR {
+			return nil, waiting
+		}
+		if err != nil {
+			return nil, broken
+		}
+		c.unsent = c.unsent[n:]
+		return nil, waiting
+	}
+	return c.readTCP()
+}
+
+// readTCP reads the two bytes of length (RFC 7766, section 8), then as many.
+func (c *conn) readTCP() ([]byte, progress) {
+	want := 2
+	if len(c.read) >= 2 {
+		want = 2 + int(c.read[0])<<8 + int(c.read[1])
+	}
+	if want > maxTCP {
+		return nil, broken
+	}
+	if cap(c.read) < want {
+		c.read = append(make([]byte, 0, want), c.read...)
+	}
+	n, err := unix.Read(c.fd, c.read[len(c.read):want])
+	switch {
+	case err == unix.EAGAIN || err == unix.EINTR:
+		return nil, waiting
+	case err != nil || n == 0:
+		return nil, broken
+	}
+	c.read = c.read[:len(c.read)+n]
+	if len(c.read) == want && want > 2 {
+		return c.read[2:], complete
+	}
+	return nil, waiting
+}

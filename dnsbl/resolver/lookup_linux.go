@@ -1,0 +1,181 @@
+package resolver
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
+
+	"rblnft/dnsbl"
+)
+
+// How much of an answer is believed.
+const (
+	maxUDP   = 512       // bytes of a datagram, as no larger size is offered (RFC 1035, section 4.2.1)
+	maxTCP   = 16 * 1024 // bytes of a message
+	maxAddrs = 64        // A records
+	maxText  = 1024      // bytes of TXT records
+)
+
+// lookup is one question on its way.
+type lookup struct {
+	id       int
+	kind     dnsbl.Type
+	query    []byte // with two bytes of length before it, as TCP wants it
+	question dnsmessage.Question
+	conns    []conn
+	turn     int       // how many servers have been asked
+	patience time.Time // when the next one is
+	failures int
+	done     bool
+}
+
+// ErrName says that a name cannot be asked for.
+var ErrName = errors.New("not a domain name")
+
+// pack makes the query.
+func (l *lookup) pack(name string) error {
+	n, err := dnsmessage.NewName(name + ".")
+	if err != nil {
+		return ErrName
+	}
+	l.question = dnsmessage.Question{Name: n, Type: dnsmessage.Type(l.kind), Class: dnsmessage.ClassINET}
+	b := dnsmessage.NewBuilder(make([]byte, 2, 2+maxUDP), dnsmessage.Header{
+		ID:               uint16(rand.Uint32()),
+		RecursionDesired: true,
+	})
+	if b.StartQuestions() != nil || b.Question(l.question) != nil {
+		return ErrName
+	}
+	l.query, err = b.Finish()
+	if err != nil {
+		return ErrName
+	}
+	length := len(l.query) - 2
+	l.query[0], l.query[1] = byte(length>>8), byte(length)
+	return nil
+}
+
+// send sends the query to a server over UDP. It returns false if that cannot
+// be done.
+func (l *lookup) send(server int, addr netip.Addr) bool {
+	for i := range l.conns {
+		if c := &l.conns[i]; c.server == server && !c.tcp && c.fd >= 0 {
+			return l.sendUDP(c)
+		}
+	}
+	fd, ok := dial(addr, unix.SOCK_DGRAM)
+	if !ok {
+		return false
+	}
+	l.conns = append(l.conns, conn{fd: fd, server: server})
+	return l.sendUDP(&l.conns[len(l.conns)-1])
+}
+
+func (l *lookup) sendUDP(c *conn) bool {
+	_, err := unix.Write(c.fd, l.query[2:])
+	return err == nil
+}
+
+func (l *lookup) dialTCP(server int, addr netip.Addr) bool {
+	for i := range l.conns {
+		if c := &l.conns[i]; c.server == server && c.tcp && c.fd >= 0 {
+			return true // under way
+		}
+	}
+	fd, ok := dial(addr, unix.SOCK_STREAM)
+	if ok {
+		l.conns = append(l.conns, conn{fd: fd, server: server, tcp: true, unsent: l.query})
+	}
+	return ok
+}
+
+func (l *lookup) close() {
+	for i := range l.conns {
+		l.conns[i].drop()
+	}
+}
+
+// verdict is what a message is.
+type verdict uint8
+
+const (
+	irrelevant verdict = iota // not the answer to this question
+	truncated                 // the answer has more than fits
+	answered
+	refused // the server failed, or its answer cannot be read
+)
+
+// read reads a message as the answer to the lookup's question.
+func (l *lookup) read(message []byte, tcp bool) (dnsbl.Answer, verdict) {
+	var p dnsmessage.Parser
+	h, err := p.Start(message)
+	if err != nil || !h.Response || h.ID != uint16(l.query[2])<<8|uint16(l.query[3]) {
+		return dnsbl.Answer{}, irrelevant
+	}
+	q, err := p.Question()
+	if err != nil || q.Type != l.question.Type || q.Class != l.question.Class ||
+		!strings.EqualFold(q.Name.String(), l.question.Name.String()) {
+		return dnsbl.Answer{}, irrelevant
+	}
+	if _, err := p.Question(); !errors.Is(err, dnsmessage.ErrSectionDone) {
+		return dnsbl.Answer{}, irrelevant
+	}
+	switch {
+	case h.Truncated && !tcp:
+		return dnsbl.Answer{}, truncated
+	case h.Truncated:
+		return dnsbl.Answer{}, refused
+	case h.RCode == dnsmessage.RCodeNameError:
+		return dnsbl.Answer{}, answered
+	case h.RCode != dnsmessage.RCodeSuccess:
+		return dnsbl.Answer{}, refused
+	}
+	a, err := l.records(&p)
+	if err != nil {
+		return dnsbl.Answer{}, refused
+	}
+	return a, answered
+}
+
+// records reads the answer section. Records of the wanted type count whatever
+// their owner: before them stands the chain of CNAMEs that leads there.
+func (l *lookup) records(p *dnsmessage.Parser) (dnsbl.Answer, error) {
+	var a dnsbl.Answer
+	var text []byte
+	for {
+		h, err := p.AnswerHeader()
+		if errors.Is(err, dnsmessage.ErrSectionDone) {
+			a.Text = string(text)
+			return a, nil
+		}
+		if err != nil {
+			return a, err
+		}
+		switch {
+		case h.Class != l.question.Class || h.Type != l.question.Type:
+			err = p.SkipAnswer()
+		case h.Type == dnsmessage.TypeA && h.Length == 4:
+			var r dnsmessage.AResource
+			if r, err = p.AResource(); err == nil && len(a.Addrs) < maxAddrs {
+				a.Addrs = append(a.Addrs, netip.AddrFrom4(r.A))
+			}
+		case h.Type == dnsmessage.TypeTXT:
+			var r dnsmessage.TXTResource
+			if r, err = p.TXTResource(); err == nil {
+				for _, s := range r.TXT {
+					text = append(text, s[:min(len(s), maxText-len(text))]...)
+				}
+			}
+		default:
+			err = p.SkipAnswer()
+		}
+		if err != nil {
+			return a, err
+		}
+	}
+}

@@ -1,0 +1,206 @@
+// Package resolver is a DNS stub resolver for a program that lives for one
+// connection: it asks many questions at once on one thread, and never blocks.
+// Its owner polls the descriptors, with whatever else it waits for, and hands
+// back the results.
+//
+// A question goes out over UDP, from a socket and so a port of its own, with a
+// random ID (RFC 5452), to one server after the other, in growing intervals,
+// until one of them answers. An answer counts only if it comes from where the
+// question went, with the question's ID, name, type and class (RFC 5452,
+// section 9.1); anything else is as if nothing had come. A truncated answer is
+// asked for again over TCP (RFC 7766). A server that fails, or refuses, hands
+// the question to the next one; when each has failed twice, the lookup has
+// failed.
+//
+// Go's net.Resolver does all of this too, for twice the CPU time: what it
+// needs of goroutines, threads and packages costs more than the lookup.
+package resolver
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rblnft/dnsbl"
+)
+
+// The reasons why a lookup fails.
+var (
+	ErrTimeout = errors.New("no answer in time")
+	ErrServer  = errors.New("the DNS servers failed")
+)
+
+const (
+	dnsPort       = 53
+	roundsAllowed = 2           // failures of every server before a lookup fails
+	firstPatience = time.Second // until the next server is asked, doubled with every round
+)
+
+// A Client makes lookups. It is not safe for use by several goroutines.
+type Client struct {
+	servers []netip.Addr
+	lookups []*lookup
+	answers []dnsbl.Answer
+}
+
+// New returns a client that asks the given servers, in this order, on port 53.
+func New(servers []netip.Addr) *Client {
+	return &Client{servers: servers}
+}
+
+// Ask starts a lookup. now is the time on the owner's clock.
+func (c *Client) Ask(q dnsbl.Question, now time.Time) {
+	l := &lookup{id: q.ID, kind: q.Type}
+	if err := l.pack(q.Name); err != nil {
+		c.answers = append(c.answers, dnsbl.Answer{ID: q.ID, Err: err})
+		return
+	}
+	c.lookups = append(c.lookups, l)
+	c.advance(l, now)
+	c.sweep()
+}
+
+// Pending returns how many lookups have not ended.
+func (c *Client) Pending() int { return len(c.lookups) }
+
+// Next returns an answer that has come, if there is one.
+func (c *Client) Next() (dnsbl.Answer, bool) {
+	if len(c.answers) == 0 {
+		return dnsbl.Answer{}, false
+	}
+	a := c.answers[0]
+	c.answers = c.answers[1:]
+	return a, true
+}
+
+// Poll appends what the client waits for to fds (poll(2)), and returns by when
+// it wants to be called even if nothing happens; the zero time is never.
+func (c *Client) Poll(fds []unix.PollFd) ([]unix.PollFd, time.Time) {
+	var wake time.Time
+	for _, l := range c.lookups {
+		for i := range l.conns {
+			fds = append(fds, unix.PollFd{Fd: int32(l.conns[i].fd), Events: l.conns[i].wants()})
+		}
+		if wake.IsZero() || l.patience.Before(wake) {
+			wake = l.patience
+		}
+	}
+	return fds, wake
+}
+
+// Handle takes what poll(2) said about the descriptors that Poll appended, in
+// the same order, and does what is due.
+func (c *Client) Handle(fds []unix.PollFd, now time.Time) {
+	at := 0
+	for _, l := range c.lookups {
+		// A connection may add another one, which has not been polled.
+		for i, polled := 0, len(l.conns); i < polled; i++ {
+			if fds[at].Revents != 0 && !l.done {
+				c.event(l, i, now)
+			}
+			at++
+		}
+		if !l.done && !now.Before(l.patience) {
+			c.advance(l, now)
+		}
+	}
+	c.sweep()
+}
+
+// GiveUp ends every lookup that has not ended, with [ErrTimeout].
+func (c *Client) GiveUp() {
+	for _, l := range c.lookups {
+		c.end(l, dnsbl.Answer{Err: ErrTimeout})
+	}
+	c.sweep()
+}
+
+// Close closes all descriptors.
+func (c *Client) Close() {
+	for _, l := range c.lookups {
+		l.close()
+	}
+	c.lookups = nil
+}
+
+// advance asks the next server in turn.
+func (c *Client) advance(l *lookup, now time.Time) {
+	if len(c.servers) == 0 {
+		c.end(l, dnsbl.Answer{Err: ErrServer})
+		return
+	}
+	for {
+		server := l.turn % len(c.servers)
+		round := l.turn / len(c.servers)
+		l.turn++
+		l.patience = now.Add(firstPatience << min(round, 6))
+		if l.send(server, c.servers[server]) {
+			return
+		}
+		if !c.another(l) {
+			return
+		}
+	}
+}
+
+// another counts a failure, and reports whether the lookup goes on.
+func (c *Client) another(l *lookup) bool {
+	l.failures++
+	if l.failures >= roundsAllowed*len(c.servers) {
+		c.end(l, dnsbl.Answer{Err: ErrServer})
+		return false
+	}
+	return true
+}
+
+// event reads or writes connection i of the lookup.
+func (c *Client) event(l *lookup, i int, now time.Time) {
+	message, state := l.conns[i].step(l)
+	if state == waiting {
+		return
+	}
+	if state == complete {
+		answer, verdict := l.read(message, l.conns[i].tcp)
+		switch verdict {
+		case irrelevant:
+			if !l.conns[i].tcp {
+				return
+			}
+		case truncated:
+			if l.dialTCP(l.conns[i].server, c.servers[l.conns[i].server]) {
+				return
+			}
+		case answered:
+			c.end(l, answer)
+			return
+		}
+	}
+	if l.conns[i].tcp || state == broken {
+		l.conns[i].drop()
+	}
+	if c.another(l) {
+		c.advance(l, now)
+	}
+}
+
+func (c *Client) end(l *lookup, a dnsbl.Answer) {
+	a.ID = l.id
+	l.done = true
+	c.answers = append(c.answers, a)
+}
+
+// sweep forgets the lookups that have ended.
+func (c *Client) sweep() {
+	kept := c.lookups[:0]
+	for _, l := range c.lookups {
+		if l.done {
+			l.close()
+		} else {
+			kept = append(kept, l)
+		}
+	}
+	clear(c.lookups[len(kept):])
+	c.lookups = kept
+}
