@@ -1,7 +1,6 @@
 package main
 
 import (
-	"runtime"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -142,9 +141,10 @@ func (p *process) candidates(name string) []string {
 // execute makes the process as it was when it started and executes the first
 // of the files that can be. With the limits of then the runtime may not be able
 // to allocate anything, so nothing here does: there are system calls, and no
-// calls of anything that could need more stack.
+// calls of anything that could need more stack. The mask of blocked signals is
+// the thread's: with one processor, and nothing that blocks, the goroutine stays
+// on its thread, and runtime.LockOSThread would start another one.
 func execute(files []*byte, argv, envp **byte) error {
-	runtime.LockOSThread()
 	for i, resource := range limited {
 		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0, 0)
 	}
