@@ -12,9 +12,18 @@ import (
 // A Block keeps one address, or one IPv6 network, away from the mail port for
 // a limited time. It is one element of the set blocked4 or blocked6.
 type Block struct {
-	Prefix  netip.Prefix // masked: a /32 for IPv4, a /64 for IPv6
-	Expires time.Time    // wall clock; the element's timeout is what is left until then
-	Zone    string       // the DNSBL that lists the address; the element's comment
+	Prefix netip.Prefix // masked: a /32 for IPv4, a /64 for IPv6
+
+	// Expires is wall clock; the element's timeout is what is left until
+	// then. It is zero for an element that somebody else added without a
+	// timeout, which stays until somebody deletes it; [Table.Commit] adds no
+	// such element, it is only ever restored.
+	Expires time.Time
+
+	// Zone is the DNSBL that lists the address, and the element's comment.
+	// For an element that somebody else added it is whatever comment that
+	// has, which may be none.
+	Zone string
 }
 
 // PrefixOf returns what is blocked when addr is listed: the address itself if
@@ -31,13 +40,20 @@ func PrefixOf(addr netip.Addr) netip.Prefix {
 
 // State is what a [Table] restores from after somebody else changed the
 // ruleset, and what it tells about such changes. Its methods are called from
-// one goroutine, and must not wait for the table.
+// one goroutine, that of [Table.Run], and must not wait for the table: it may
+// be in the midst of a transaction.
 type State interface {
-	// Blocks are all blocks that are in force.
+	// Blocks are all blocks that are in force. The table is written to
+	// between two steps of the sequence, so an implementation holds no lock
+	// while it yields; Added and Removed are not called meanwhile. A block
+	// that came into force after the sequence started may be missing from
+	// it if it is committed afterwards.
 	Blocks() iter.Seq[Block]
-	// Added says that somebody else added an element.
+	// Added says that somebody else added an element, or changed the timeout
+	// of one.
 	Added(Block)
-	// Removed says that somebody else deleted an element by hand, or that
-	// the kernel let it expire.
+	// Removed says that somebody else deleted an element by hand. The kernel
+	// does not tell when it lets one expire, so that is the state's own to
+	// know, but it may be said to be removed too.
 	Removed(netip.Prefix)
 }

@@ -1,0 +1,292 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A change is what is to become of one element.
+type change struct {
+	key     netip.Addr
+	timeout time.Duration // 0: none
+	comment string
+	known   presence
+}
+
+// presence is whether an element is in the kernel's set, as far as a refused
+// transaction has told.
+type presence int8
+
+const (
+	unknown presence = iota
+	present
+	absent
+)
+
+// A purpose says what a transaction does to elements.
+type purpose string
+
+const (
+	renew  purpose = "block"   // add, or replace what is there
+	fill   purpose = "restore" // add, and leave alone what is there
+	remove purpose = "unblock" // delete, if it is there
+)
+
+// lastOfEach returns the last change of each element, in the order of their
+// first ones.
+func lastOfEach(changes []change) []change {
+	if len(changes) < 2 {
+		return changes
+	}
+	at := make(map[netip.Addr]int, len(changes))
+	kept := changes[:0]
+	for _, c := range changes {
+		if i, ok := at[c.key]; ok {
+			kept[i] = c
+			continue
+		}
+		at[c.key] = len(kept)
+		kept = append(kept, c)
+	}
+	return kept
+}
+
+// chunks cuts changes into transactions.
+func chunks(changes []change) iter.Seq[[]change] { return slices.Chunk(changes, perTransaction) }
+
+// apply does the changes in one transaction, once the one under way is done.
+func (t *Table) apply(ctx context.Context, s *blockedSet, p purpose, todo []change) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.applyLocked(ctx, s, p, todo)
+}
+
+// attempts bounds how often one transaction is tried. Each failure teaches
+// something, so that two or three do; the rest is for a kernel short of memory
+// or with a rehash under way.
+const attempts = 12
+
+// applyLocked does the changes in one transaction. As a transaction is done as
+// a whole or not at all, and the presence of elements is not known without
+// asking, it is tried, and where the kernel refuses it its answer says what to
+// do differently.
+func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo []change) error {
+	full, single := 0, false
+	for try := 1; ; try++ {
+		if err := ctx.Err(); err != nil {
+			return describe(s, p, todo, err)
+		}
+		if s.problem != nil {
+			return describe(s, p, todo, s.problem)
+		}
+		if len(todo) == 0 {
+			break
+		}
+		parts := t.encode(s, p, todo, single)
+		if len(parts) == 0 {
+			break
+		}
+		if half := len(todo) / 2; half > 0 && !t.conn.fits(&t.batch) {
+			return errors.Join(t.applyLocked(ctx, s, p, todo[:half]), t.applyLocked(ctx, s, p, todo[half:]))
+		}
+		failures, err := t.conn.commit(&t.batch)
+		if err == nil && len(failures) == 0 {
+			break
+		}
+		if try == attempts {
+			if err == nil {
+				err = failures[0].errno
+			}
+			return describe(s, p, todo, fmt.Errorf("given up after %d attempts: %w", try, err))
+		}
+		if err != nil {
+			if !temporary(err) {
+				return describe(s, p, todo, err)
+			}
+			pause(ctx, try)
+			continue
+		}
+		learned, err := t.learn(s, parts, todo, failures)
+		if err != nil && temporary(err) {
+			pause(ctx, try)
+			continue
+		}
+		if errors.Is(err, unix.ENOENT) && t.cfg.Rules && try < attempts/2 {
+			// Somebody removed the set; Run puts back what was in it.
+			err = t.stand(false)
+		} else if errors.Is(err, unix.ENOENT) {
+			err = fmt.Errorf("%w: %w", ErrMissing, err)
+		}
+		if err != nil {
+			return describe(s, p, todo, err)
+		}
+		single = single || learned.single
+		if learned.drop != nil {
+			kept := todo[:0:0]
+			for i, c := range todo {
+				if !learned.drop[i] {
+					kept = append(kept, c)
+				}
+			}
+			todo = kept
+			full += learned.full
+		}
+	}
+	if full > 0 {
+		if time.Since(s.saidFull) > time.Minute {
+			s.saidFull = time.Now()
+			t.log.Warn("a set is full: addresses are left out until others expire",
+				"table", t.String(), "set", s.name, "max_elements", t.cfg.MaxElements, "left_out", full)
+		}
+		return fmt.Errorf("%s: %w: no room for %d elements", s.name, ErrFull, full)
+	}
+	return nil
+}
+
+// temporary reports whether a transaction that failed with err may succeed
+// when it is simply tried again.
+func temporary(err error) bool {
+	for _, e := range []error{unix.EAGAIN, unix.EBUSY, unix.EINTR, unix.ENOMEM, unix.ENOBUFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// pause waits before a transaction is tried again, longer every time.
+func pause(ctx context.Context, try int) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Duration(try) * time.Millisecond):
+	}
+}
+
+// describe says which changes err keeps from being made.
+func describe(s *blockedSet, p purpose, todo []change, err error) error {
+	if len(todo) == 1 {
+		return fmt.Errorf("%s %s in %s: %w", p, todo[0].key, s.name, err)
+	}
+	if len(todo) == 0 {
+		return fmt.Errorf("%s in %s: %w", p, s.name, err)
+	}
+	return fmt.Errorf("%s %d addresses, %s to %s, in %s: %w", p, len(todo), todo[0].key, todo[len(todo)-1].key, s.name, err)
+}
+
+// A part is a message of a transaction: which changes it makes, and how.
+type part struct {
+	kind    uint16
+	changes []int // their places in the list of all
+}
+
+// encode writes the transaction that makes the changes into t.batch. Replacing
+// an element is deleting it and adding it: adding one that is there changes
+// its timeout only since Linux 6.12, and its comment never. Both happen in the
+// same instant, when the transaction is committed.
+//
+// The changes are packed into few messages, or with single each into one of
+// its own, so that the kernel's answer tells about every one.
+func (t *Table) encode(s *blockedSet, p purpose, todo []change, single bool) []part {
+	var del, add part
+	del.kind, add.kind = nftMsgDestroySetElem, unix.NFT_MSG_NEWSETELEM
+	if t.failsOnMissing {
+		del.kind = unix.NFT_MSG_DELSETELEM
+	}
+	for i, c := range todo {
+		switch {
+		case p == remove && c.known != absent,
+			p == renew && (c.known == present || c.known == unknown && !t.failsOnMissing):
+			del.changes = append(del.changes, i)
+		}
+		if p == renew || p == fill && c.known != present {
+			add.changes = append(add.changes, i)
+		}
+	}
+	// A message's list of elements is an attribute, of 64 KiB at most.
+	const room = 1<<16 - 1 - 512
+
+	var parts []part
+	t.conn.start(&t.batch, t.at)
+	for _, all := range [...]part{del, add} {
+		for len(all.changes) > 0 {
+			n := 0
+			flags := uint16(0)
+			if all.kind == unix.NFT_MSG_NEWSETELEM {
+				// With NLM_F_EXCL an element that is there is an error;
+				// otherwise it would be left alone in silence.
+				flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+			}
+			t.batch.message(all.kind, flags, s.name, func(b []byte) []byte {
+				start := len(b)
+				for n < len(all.changes) && len(b)-start < room {
+					c := todo[all.changes[n]]
+					if all.kind == unix.NFT_MSG_NEWSETELEM {
+						b = appendElement(b, c.key, c.timeout, c.comment)
+					} else {
+						b = appendKey(b, c.key)
+					}
+					if n++; single {
+						break
+					}
+				}
+				return b
+			})
+			parts = append(parts, part{all.kind, all.changes[:n]})
+			all.changes = all.changes[n:]
+		}
+	}
+	return parts
+}
+
+// What was learnt from a refused transaction.
+type lesson struct {
+	single bool   // the kernel's answer must tell about each element
+	drop   []bool // changes that need not, or cannot, be made
+	full   int    // how many of them there is no room for
+}
+
+// learn finds out from the kernel's refusal of a transaction what to do
+// instead. Its error means that there is nothing that can be done here.
+func (t *Table) learn(s *blockedSet, parts []part, todo []change, failures []failure) (lesson, error) {
+	var l lesson
+	for _, f := range failures {
+		if f.message < 0 || f.message >= len(parts) {
+			return l, f.errno
+		}
+		m := parts[f.message]
+		switch {
+		case m.kind == nftMsgDestroySetElem && f.errno == unix.EINVAL:
+			t.failsOnMissing = true
+			return l, nil
+		case m.kind == unix.NFT_MSG_NEWSETELEM && (f.errno == unix.EEXIST || f.errno == unix.ENFILE),
+			m.kind == unix.NFT_MSG_DELSETELEM && f.errno == unix.ENOENT:
+		default:
+			return l, f.errno
+		}
+		if len(m.changes) > 1 {
+			l.single = true
+			continue
+		}
+		i := m.changes[0]
+		switch f.errno {
+		case unix.EEXIST:
+			todo[i].known = present
+		case unix.ENOENT:
+			todo[i].known = absent
+		case unix.ENFILE:
+			if l.drop == nil {
+				l.drop = make([]bool, len(todo))
+			}
+			l.drop[i] = true
+			l.full++
+		}
+	}
+	return l, nil
+}

@@ -1,0 +1,197 @@
+package firewall
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// get asks for objects of a table: kind is one of the NFT_MSG_GET…, and attr
+// numbers the attributes that name what is asked for, which start with the
+// table's name in every kind. The answers are message bodies.
+func get(at *nftables.Table, kind uint16, flags netlink.HeaderFlags, names ...string) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		nl, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: 1 << 16})
+		if err != nil {
+			yield(nil, fmt.Errorf("netlink: %w", err))
+			return
+		}
+		defer nl.Close()
+		if err := nl.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			yield(nil, fmt.Errorf("netlink: %w", err))
+			return
+		}
+		body := []byte{byte(at.Family), unix.NFNETLINK_V0, 0, 0}
+		for i, name := range append([]string{at.Name}, names...) {
+			body = appendString(body, uint16(i+1), name)
+		}
+		_, err = nl.Send(netlink.Message{
+			Header: netlink.Header{
+				Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind),
+				Flags: netlink.Request | flags,
+			},
+			Data: body,
+		})
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for m, err := range nl.ReceiveIter() {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if m.Header.Flags&netlink.DumpInterrupted != 0 && kind != unix.NFT_MSG_GETSETELEM {
+				yield(nil, errInterrupted)
+				return
+			}
+			if !yield(m.Data, nil) {
+				return
+			}
+		}
+	}
+}
+
+// errInterrupted says that what was being listed changed meanwhile
+// (NLM_F_DUMP_INTR). A list of elements is never interrupted: a set under load
+// would never be read to its end.
+var errInterrupted = errors.New("the ruleset changed while it was listed")
+
+// An identity tells a set from a later one of the same name: the kernel
+// numbers tables, and a table numbers what it holds.
+type identity struct{ table, set uint64 }
+
+// tableInfo is what the kernel says of a table.
+type tableInfo struct {
+	handle uint64
+	flags  uint32
+}
+
+// readTable returns ENOENT if there is no such table.
+func readTable(at *nftables.Table) (tableInfo, error) {
+	var info tableInfo
+	for body, err := range get(at, unix.NFT_MSG_GETTABLE, 0) {
+		if err != nil {
+			return tableInfo{}, err
+		}
+		err = eachAttr(body, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_TABLE_FLAGS:
+				info.flags = ad.Uint32()
+			case nftaTableHandle:
+				info.handle = ad.Uint64()
+			}
+		})
+		if err != nil {
+			return tableInfo{}, err
+		}
+	}
+	return info, nil
+}
+
+// setInfo is what the kernel says of a set.
+type setInfo struct {
+	name            string
+	handle          uint64
+	flags           uint32 // NFT_SET_…
+	keyType, keyLen uint32
+	size            uint32
+	timeout         uint64 // milliseconds; an element's unless it has one of its own
+}
+
+// readSets returns the table's sets, the anonymous ones too.
+func readSets(at *nftables.Table) (map[string]setInfo, error) {
+	sets := map[string]setInfo{}
+	for body, err := range get(at, unix.NFT_MSG_GETSET, netlink.Dump) {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		var s setInfo
+		err = eachAttr(body, func(ad *netlink.AttributeDecoder) {
+			switch ad.Type() {
+			case unix.NFTA_SET_NAME:
+				s.name = ad.String()
+			case unix.NFTA_SET_FLAGS:
+				s.flags = ad.Uint32()
+			case unix.NFTA_SET_KEY_TYPE:
+				s.keyType = ad.Uint32()
+			case unix.NFTA_SET_KEY_LEN:
+				s.keyLen = ad.Uint32()
+			case unix.NFTA_SET_TIMEOUT:
+				s.timeout = ad.Uint64()
+			case nftaSetHandle:
+				s.handle = ad.Uint64()
+			case unix.NFTA_SET_DESC:
+				ad.Nested(func(desc *netlink.AttributeDecoder) error {
+					desc.ByteOrder = binary.BigEndian
+					for desc.Next() {
+						if desc.Type() == unix.NFTA_SET_DESC_SIZE {
+							s.size = desc.Uint32()
+						}
+					}
+					return nil
+				})
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		sets[s.name] = s
+	}
+	return sets, nil
+}
+
+// eachAttr calls f at every attribute of a message body.
+func eachAttr(body []byte, f func(*netlink.AttributeDecoder)) error {
+	if len(body) < sizeofNfgenmsg {
+		return fmt.Errorf("netlink: message of %d bytes", len(body))
+	}
+	ad, err := netlink.NewAttributeDecoder(body[sizeofNfgenmsg:])
+	if err != nil {
+		return err
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		f(ad)
+	}
+	return ad.Err()
+}
+
+// readElements calls f with every element of a set. Where the set changes
+// meanwhile an element may be missing or come twice.
+func readElements(at *nftables.Table, set string, f func(element)) error {
+	for body, err := range get(at, unix.NFT_MSG_GETSETELEM, netlink.Dump, set) {
+		if err != nil {
+			return fmt.Errorf("list set %s: %w", set, err)
+		}
+		_, _, elements, err := decodeElements(body)
+		if err != nil {
+			return fmt.Errorf("list set %s: %w", set, err)
+		}
+		for _, e := range elements {
+			f(e)
+		}
+	}
+	return nil
+}
+
+// readBlocks returns the elements of a set of blocked addresses.
+func readBlocks(at *nftables.Table, set string) ([]Block, error) {
+	var blocks []Block
+	now := time.Now()
+	err := readElements(at, set, func(e element) {
+		if b, ok := e.block(now); ok {
+			blocks = append(blocks, b)
+		}
+	})
+	return blocks, err
+}
