@@ -36,7 +36,7 @@ func main() {
 	decision, decided := byEnvironment(p)
 	if !decided {
 		var err error
-		if decision, err = byLists(p, &o, c); err != nil {
+		if decision, err = byLists(p, o, c); err != nil {
 			if o.verbose {
 				c.note("client gone before the decision")
 			}
@@ -51,7 +51,7 @@ func main() {
 		line := smtpreply.ErrorLine(decision.Bounce, decision.Text)
 		c.logBlock(line, o.verbose)
 		if !o.report {
-			reject(p, &o, c, decision, line)
+			reject(p, o, c, decision, line)
 			syscall.Exit(0)
 		}
 		if !decided {

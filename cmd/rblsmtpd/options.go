@@ -23,13 +23,12 @@ type options struct {
 const usage = "rblsmtpd: usage: rblsmtpd [ -bBcCisvW ] [ -t seconds ] [ -T seconds ] [ -w seconds ] [ -r base[=codes][:message] ] [ -a base ] smtpd [ arg ... ]\n"
 
 // parse reads the command line as getopt(3) does: options may share an
-// argument, the value of one may stand in the same argument or in the next,
-// and -- or the first argument that is no option ends them. -b, -B, -c and -C
+// argument, the value of one may stand in the same argument or in the next. An
+// argument that begins with -- ends them, or the first that is no option. -b, -B, -c and -C
 // act on the sources after them. problem, if not empty, is what to say before
 // the usage.
-func parse(p *process) (o options, problem string) {
-	o.timeout = 60 * time.Second
-	o.lookups = 10 * time.Second
+func parse(p *process) (o *options, problem string) {
+	o = &options{timeout: 60 * time.Second, lookups: 10 * time.Second}
 	var bounce, failClosed bool
 	source := func(s dnsbl.Source) {
 		s.Bounce, s.FailClosed = bounce, failClosed
@@ -39,7 +38,7 @@ func parse(p *process) (o options, problem string) {
 	at := 1
 	for ; at < len(p.args); at++ {
 		arg := p.args[at]
-		if arg == "--" {
+		if strings.HasPrefix(arg, "--") {
 			at++
 			break
 		}

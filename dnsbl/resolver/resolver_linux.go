@@ -12,8 +12,9 @@
 // the question to the next one; when each has failed twice, the lookup has
 // failed.
 //
-// Go's net.Resolver does all of this too, for twice the CPU time: what it
-// needs of goroutines, threads and packages costs more than the lookup.
+// Go's net.Resolver does this too. It does it with goroutines, and so threads,
+// that cannot watch the client meanwhile; with it the filter took 2.0 to 2.3
+// times the CPU time of rblsmtpd(1) for a connection, with this package 1.7.
 package resolver
 
 import (
