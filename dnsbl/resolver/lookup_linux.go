@@ -28,6 +28,7 @@ type lookup struct {
 	query    []byte // with two bytes of length before it, as TCP wants it
 	question dnsmessage.Question
 	conns    []conn
+	first    int       // the server that is asked first
 	turn     int       // how many servers have been asked
 	patience time.Time // when the next one is
 	failures int

@@ -42,18 +42,20 @@ const (
 // A Client makes lookups. It is not safe for use by several goroutines.
 type Client struct {
 	servers []netip.Addr
+	first   int // the server that answered last, or the first one
 	lookups []*lookup
 	answers []dnsbl.Answer
 }
 
 // New returns a client that asks the given servers, in this order, on port 53.
+// A lookup begins with the server that has answered another one.
 func New(servers []netip.Addr) *Client {
 	return &Client{servers: servers}
 }
 
 // Ask starts a lookup. now is the time on the owner's clock.
 func (c *Client) Ask(q dnsbl.Question, now time.Time) {
-	l := &lookup{id: q.ID, kind: q.Type}
+	l := &lookup{id: q.ID, kind: q.Type, first: c.first}
 	if err := l.pack(q.Name); err != nil {
 		c.answers = append(c.answers, dnsbl.Answer{ID: q.ID, Err: err})
 		return
@@ -133,7 +135,7 @@ func (c *Client) advance(l *lookup, now time.Time) {
 		return
 	}
 	for {
-		server := l.turn % len(c.servers)
+		server := (l.first + l.turn) % len(c.servers)
 		round := l.turn / len(c.servers)
 		l.turn++
 		l.patience = now.Add(firstPatience << min(round, 6))
@@ -174,6 +176,7 @@ func (c *Client) event(l *lookup, i int, now time.Time) {
 				return
 			}
 		case answered:
+			c.first = l.conns[i].server
 			c.end(l, answer)
 			return
 		}
