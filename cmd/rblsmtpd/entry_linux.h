@@ -1,6 +1,7 @@
 // Numbers that are the same on every architecture: include/uapi/asm-generic
 // resource.h, signal.h, fcntl.h.
 #define RLIMIT_DATA	2
+#define RLIMIT_NPROC	6
 #define RLIMIT_NOFILE	7
 #define RLIMIT_AS	9
 #define SIG_IGN		1

@@ -10,14 +10,15 @@ import (
 
 // A Go program cannot start where a qmail-smtpd run script starts its programs,
 // under "softlimit -m 9000000": the runtime reserves hundreds of megabytes of
-// address space before main. And it cannot hand on a process as it got it: the
+// address space before main. Nor can it where the user has no process left: the
+// runtime starts threads. And it cannot hand on a process as it got it: the
 // runtime raises the limit on open files, catches every signal, opens closed
 // standard descriptors, and os.Environ drops what it finds odd.
 //
 // So the kernel starts the filter not at the runtime's entry point but at
 // rblsmtpd_entry (the linker's option -E), which writes down in the variables
-// below how the process was started, raises the soft limits on memory to the
-// hard ones, and only then goes on to the runtime. [process.run] puts all of it
+// below how the process was started, raises the soft limits on memory and on
+// processes to the hard ones, and only then goes on to the runtime. [process.run] puts all of it
 // back and gives the next program the very arguments and environment that the
 // kernel gave to this one.
 //
@@ -26,7 +27,7 @@ import (
 // the mail server's can change how it behaves.
 var (
 	initialStack   unsafe.Pointer // argc, argv, environment; nil if started elsewhere
-	initialLimits  [3]limit       // in the order of limited
+	initialLimits  [4]limit       // in the order of limited
 	initialBlocked uint64         // bit n-1 is signal n
 	initialIgnored uint64         // likewise
 	initialClosed  uint64         // bit n is descriptor n, 0 to 2
@@ -34,7 +35,7 @@ var (
 	raisedLimit    limit
 )
 
-var limited = [3]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NOFILE}
+var limited = [len(initialLimits)]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NPROC, unix.RLIMIT_NOFILE}
 
 // limit is the kernel's struct rlimit64.
 type limit struct{ soft, hard uint64 }
