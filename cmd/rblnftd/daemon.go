@@ -1,0 +1,242 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"rblnft/firewall"
+	"rblnft/firewall/book"
+	"rblnft/firewall/intake"
+)
+
+// A daemon is the program between its start and its end.
+type daemon struct {
+	file   string // of the configuration
+	given  bool   // by -c
+	socket string // by -s
+	cfg    config
+	log    *slog.Logger
+
+	receiver *intake.Receiver
+	queue    *intake.Queue
+	table    *firewall.Table
+	book     atomic.Pointer[book.Book]
+	keeper   *book.Keeper
+}
+
+// finish bounds how long the end may take.
+const finish = 10 * time.Second
+
+// run does what the daemon is for, until a signal or a failure ends it.
+func (d *daemon) run() (err error) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+
+	unlock, err := lock(d.cfg.table.Table)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	conn, closeSocket, err := d.hitsSocket()
+	if err != nil {
+		return err
+	}
+	defer closeSocket()
+
+	// Receiving is for as long as nobody wants the daemon to end; working is
+	// until what was received is done.
+	working, stopWorking := context.WithCancel(context.Background())
+	defer stopWorking()
+	tasks, ctx := errgroup.WithContext(working)
+	receiving, stopReceiving := context.WithCancel(ctx)
+	defer stopReceiving()
+
+	// Hits are received from the first moment on, whatever the start takes.
+	d.queue = intake.NewQueue(intake.QueueSize, func(addr netip.Addr) bool {
+		b := d.book.Load()
+		return b != nil && b.Renews(addr)
+	})
+	if d.receiver, err = intake.New(conn, d.cfg.intake, d.queue, d.log); err != nil {
+		return err
+	}
+	tasks.Go(func() error { return d.receiver.Run(receiving) })
+	fail := func(err error) error {
+		stopWorking()
+		return errors.Join(err, tasks.Wait())
+	}
+
+	b, err := book.Open(stateDirectory(), d.cfg.book, d.log)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	d.book.Store(b)
+	if d.table, err = firewall.Open(d.cfg.table, d.log); err != nil {
+		return fail(err)
+	}
+	defer d.table.Close()
+	d.keeper = book.NewKeeper(b, d.queue, d.table, d.log)
+	if err := d.takeOver(); err != nil {
+		return fail(err)
+	}
+
+	tasks.Go(func() error { return d.table.Run(ctx, b) })
+	tasks.Go(func() error { return b.Run(ctx) })
+	tasks.Go(func() error {
+		defer stopWorking()
+		return d.keeper.Run(ctx)
+	})
+	tasks.Go(func() error { return d.compareOnce(ctx) })
+	tasks.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case s := <-signals:
+				if s == syscall.SIGHUP {
+					d.reload(ctx)
+					continue
+				}
+				d.log.Info("ending: finishing what was received", "signal", s.String(), "queued", d.queue.Len())
+				stopReceiving()
+				time.AfterFunc(finish, stopWorking)
+			}
+		}
+	})
+	d.log.Info("ready", "table", d.table.String(), "config", d.file, "state", stateDirectory())
+	err = tasks.Wait()
+	blocked, remembered := b.Len()
+	d.log.Info("ended; the table stays", "blocked", blocked, "remembered", remembered,
+		"received", d.receiver.Received(), "dropped", d.queue.Dropped())
+	return err
+}
+
+// takeOver makes what the kernel's sets hold part of the book. Where they hold
+// nothing they are new, most likely, and the table fills them by itself.
+func (d *daemon) takeOver() error {
+	elements, err := d.table.Elements()
+	if err != nil {
+		return err
+	}
+	b := d.book.Load()
+	d.keeper.Remove(b.TakeOver(elements))
+	missing := 0
+	if len(elements) > 0 {
+		missing = d.keeper.CommitWaiting()
+	}
+	blocked, remembered := b.Len()
+	d.log.Info("taken over", "elements", len(elements), "missing", missing, "blocked", blocked, "remembered", remembered)
+	return nil
+}
+
+// settled is when the table has filled sets that are new.
+const settled = 5 * time.Second
+
+// compareOnce has put into the kernel's sets what the book has and they still
+// lack a while after the start.
+func (d *daemon) compareOnce(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(settled):
+	}
+	elements, err := d.table.Elements()
+	if err != nil {
+		d.log.Warn("the elements cannot be compared", "error", err)
+		return nil
+	}
+	d.book.Load().Confirm(elements)
+	if missing := d.keeper.CommitWaiting(); missing > 0 {
+		d.log.Info("elements are missing", "missing", missing)
+	}
+	elements = nil
+	debug.FreeOSMemory() // the start took much more than is needed from now on
+	return nil
+}
+
+// reload reads the configuration again. What is wrong with it is said, and the
+// old one stays.
+func (d *daemon) reload(ctx context.Context) {
+	cfg, err := load(d.file, d.given)
+	if err != nil {
+		d.log.Error("the configuration is bad: the old one stays in force", "error", err)
+		return
+	}
+	now, next := d.cfg.table, cfg.table
+	now.Allow, next.Allow = nil, nil
+	if !reflect.DeepEqual(now, next) {
+		d.log.Warn("ports, max_elements and [nftables] change when rblnftd is started again")
+	}
+	cfg.intake.Ports = d.cfg.intake.Ports
+	cfg.book.MaxElements = d.cfg.book.MaxElements
+	d.receiver.SetPolicy(cfg.intake)
+	unblocked := d.book.Load().SetPolicy(cfg.book)
+	if err := d.table.SetAllow(ctx, cfg.table.Allow); err != nil {
+		d.log.Error("the kernel's allow list is the old one", "error", err)
+	}
+	d.keeper.Remove(unblocked)
+	allow := cfg.table.Allow
+	cfg.table = d.cfg.table
+	cfg.table.Allow = allow
+	d.cfg = cfg
+	d.log.Info("configuration read again", "config", d.file, "unblocked", len(unblocked))
+}
+
+// stateDirectory is where the journal is: what systemd gives (systemd.exec(5),
+// StateDirectory=), the first of several. Empty: nothing is persisted.
+func stateDirectory() string {
+	all := filepath.SplitList(os.Getenv("STATE_DIRECTORY"))
+	if len(all) == 0 {
+		return ""
+	}
+	return all[0]
+}
+
+// lock makes sure that this is the only daemon that keeps a table: it binds an
+// abstract socket, of which, as of the table, each network namespace has its own
+// (unix(7), network_namespaces(7)).
+func lock(table string) (unlock func(), err error) {
+	name := "@rblnftd " + table
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("another rblnftd keeps table %s%s", table, holder(name))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock for table %s: %w", table, err)
+	}
+	return func() { l.Close() }, nil
+}
+
+// holder says who listens on a socket.
+func holder(name string) string {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	who := ""
+	if raw, err := conn.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) {
+			if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+				who = fmt.Sprintf(": process %d of user %d", cred.Pid, cred.Uid)
+			}
+		})
+	}
+	return who
+}

@@ -1,0 +1,78 @@
+//go:build linux
+
+// Rblnftd keeps clients that a DNSBL lists away from the mail port: it receives
+// the hits that rblsmtpd(8) reports, and blocks their addresses for a while in
+// an nftables table.
+//
+//	rblnftd [-t] [-c FILE] [-s PATH]
+//
+// It runs on the socket that systemd(1) hands over, or with -s on one of its
+// own. Without -c the configuration is /etc/rblnft/rblnftd.toml, if there is
+// one. -t only checks it.
+//
+// SIGHUP has it read the configuration again. SIGTERM has it finish what it
+// received, and end; the table stays, and goes on blocking. It exits 100 for
+// bad options or a bad configuration, and 111 if it cannot do its work.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+const usage = "usage: rblnftd [-t] [-c FILE] [-s PATH]\n"
+
+const (
+	exitUsage   = 100
+	exitFailure = 111
+)
+
+func main() {
+	flags := flag.NewFlagSet("rblnftd", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	file := flags.String("c", "", "configuration `FILE`")
+	path := flags.String("s", "", "`PATH` of an own hits socket")
+	test := flags.Bool("t", false, "test the configuration")
+	err := flags.Parse(os.Args[1:])
+	if err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			die(exitUsage, usage)
+		}
+		die(exitUsage, "rblnftd: %v\n%s", err, usage)
+	}
+	given := *file != ""
+	if !given {
+		*file = defaultFile
+	}
+	cfg, err := load(*file, given)
+	if err != nil {
+		die(exitUsage, "%v\n", err)
+	}
+	if *test {
+		return
+	}
+	// Whoever reads the log may go away.
+	signal.Ignore(syscall.SIGPIPE)
+	d := daemon{
+		file: *file, given: given, socket: *path, cfg: cfg,
+		log: slog.New(logHandler()),
+	}
+	if err := d.run(); err != nil {
+		d.log.Error("rblnftd ends", "error", err)
+		os.Exit(exitFailure)
+	}
+}
+
+func die(code int, format string, args ...any) {
+	fmt.Fprintf(os.Stderr, format, args...)
+	os.Exit(code)
+}
