@@ -96,6 +96,8 @@ func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo 
 		if half := len(todo) / 2; half > 0 && !t.conn.fits(&t.batch) {
 			return errors.Join(t.applyLocked(ctx, s, p, todo[:half]), t.applyLocked(ctx, s, p, todo[half:]))
 		}
+		// Deleting elements of which none is there changes nothing.
+		t.conn.vague = t.conn.vague || p == remove
 		failures, err := t.conn.commit(&t.batch)
 		if err == nil && len(failures) == 0 {
 			break

@@ -36,6 +36,11 @@ type conn struct {
 	max int            // bytes that a transaction may have
 	seq uint32
 	in  []byte
+
+	// done counts the transactions that were done, each of which is a
+	// generation of the ruleset. It is vague if one may have changed nothing.
+	done  uint32
+	vague bool
 }
 
 func dial() (*conn, error) {
@@ -98,6 +103,8 @@ func (c *conn) structure(change func(*nftables.Conn) error) error {
 	err := c.nft.Flush()
 	if err != nil {
 		c.drain()
+	} else {
+		c.done++
 	}
 	return errors.Join(err, c.nl.SetReadDeadline(time.Time{}))
 }
@@ -151,6 +158,9 @@ func (c *conn) commit(b *batch) ([]failure, error) {
 				// The replies come in the order of the messages, unless
 				// the batch fails as a whole.
 				if message == b.n-1 || message == -1 {
+					if len(failures) == 0 {
+						c.done++
+					}
 					return failures, nil
 				}
 			}

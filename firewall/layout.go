@@ -534,6 +534,7 @@ func (t *Table) SetAllow(ctx context.Context, prefixes []netip.Prefix) error {
 		return fmt.Errorf("allow list: %w", err)
 	}
 	t.allow = slices.Clone(prefixes)
+	t.conn.vague = true // an empty list may replace an empty list
 	for try := 1; ; try++ {
 		sets, err := readSets(t.at)
 		if err != nil {

@@ -73,7 +73,6 @@ func List(table, name string) (*Set, error) {
 		return nil, err
 	}
 	slices.SortFunc(s.Elements, func(a, b Element) int { return a.Addr.Compare(b.Addr) })
-	s.Elements = slices.CompactFunc(s.Elements, func(a, b Element) bool { return a.Addr == b.Addr })
 	return s, nil
 }
 

@@ -38,15 +38,19 @@ func listen(at *nftables.Table, own uint32) (*listener, error) {
 		bpf.RetConstant{Val: 1<<32 - 1},
 		bpf.RetConstant{Val: 0},
 	})
+	l := &listener{nl: nl, at: at}
 	if err == nil {
-		err = errors.Join(nl.SetBPF(filter), nl.SetReadBuffer(listenBuffer), nl.JoinGroup(unix.NFNLGRP_NFTABLES))
+		err = errors.Join(nl.SetBPF(filter), nl.SetReadBuffer(listenBuffer), l.join())
 	}
 	if err != nil {
 		nl.Close()
 		return nil, fmt.Errorf("netlink: listen for changes: %w", err)
 	}
-	return &listener{nl: nl, at: at}, nil
+	return l, nil
 }
+
+func (l *listener) join() error  { return l.nl.JoinGroup(unix.NFNLGRP_NFTABLES) }
+func (l *listener) leave() error { return l.nl.LeaveGroup(unix.NFNLGRP_NFTABLES) }
 
 func (l *listener) close() { l.nl.Close() }
 
@@ -164,4 +168,3 @@ func process(body []byte) string {
 	}
 	return fmt.Sprintf("%s[%d]", cleanComment(name), pid)
 }
-

@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// get asks for objects of a table: kind is one of the NFT_MSG_GET…, and attr
-// numbers the attributes that name what is asked for, which start with the
-// table's name in every kind. The answers are message bodies.
-func get(at *nftables.Table, kind uint16, flags netlink.HeaderFlags, names ...string) iter.Seq2[[]byte, error] {
+// get asks for objects: kind is one of the NFT_MSG_GET…, and the names say of
+// which table, and of which set of it. The answers are message bodies.
+func get(family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, names ...string) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		nl, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: 1 << 16})
 		if err != nil {
@@ -27,8 +26,10 @@ func get(at *nftables.Table, kind uint16, flags netlink.HeaderFlags, names ...st
 			yield(nil, fmt.Errorf("netlink: %w", err))
 			return
 		}
-		body := []byte{byte(at.Family), unix.NFNETLINK_V0, 0, 0}
-		for i, name := range append([]string{at.Name}, names...) {
+		body := []byte{byte(family), unix.NFNETLINK_V0, 0, 0}
+		for i, name := range names {
+			// NFTA_TABLE_NAME, NFTA_SET_TABLE and
+			// NFTA_SET_ELEM_LIST_TABLE are all 1, NFTA_SET_ELEM_LIST_SET 2.
 			body = appendString(body, uint16(i+1), name)
 		}
 		_, err = nl.Send(netlink.Message{
@@ -63,6 +64,26 @@ func get(at *nftables.Table, kind uint16, flags netlink.HeaderFlags, names ...st
 // would never be read to its end.
 var errInterrupted = errors.New("the ruleset changed while it was listed")
 
+// readGeneration returns the number of the ruleset's generation, which every
+// transaction that changes something raises by one (nf_tables_commit). It is
+// never 0.
+func readGeneration() (generation uint32, err error) {
+	for body, err := range get(nftables.TableFamilyUnspecified, unix.NFT_MSG_GETGEN, 0) {
+		if err != nil {
+			return 0, fmt.Errorf("look at the generation: %w", err)
+		}
+		err = eachAttr(body, func(ad *netlink.AttributeDecoder) {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				generation = ad.Uint32()
+			}
+		})
+		if err != nil {
+			return 0, fmt.Errorf("look at the generation: %w", err)
+		}
+	}
+	return generation, nil
+}
+
 // An identity tells a set from a later one of the same name: the kernel
 // numbers tables, and a table numbers what it holds.
 type identity struct{ table, set uint64 }
@@ -76,7 +97,7 @@ type tableInfo struct {
 // readTable returns ENOENT if there is no such table.
 func readTable(at *nftables.Table) (tableInfo, error) {
 	var info tableInfo
-	for body, err := range get(at, unix.NFT_MSG_GETTABLE, 0) {
+	for body, err := range get(at.Family, unix.NFT_MSG_GETTABLE, 0, at.Name) {
 		if err != nil {
 			return tableInfo{}, err
 		}
@@ -108,7 +129,7 @@ type setInfo struct {
 // readSets returns the table's sets, the anonymous ones too.
 func readSets(at *nftables.Table) (map[string]setInfo, error) {
 	sets := map[string]setInfo{}
-	for body, err := range get(at, unix.NFT_MSG_GETSET, netlink.Dump) {
+	for body, err := range get(at.Family, unix.NFT_MSG_GETSET, netlink.Dump, at.Name) {
 		if errors.Is(err, unix.ENOENT) {
 			return nil, nil
 		}
@@ -166,19 +187,37 @@ func eachAttr(body []byte, f func(*netlink.AttributeDecoder)) error {
 	return ad.Err()
 }
 
-// readElements calls f with every element of a set. Where the set changes
-// meanwhile an element may be missing or come twice.
+// passes bounds how often readElements reads a set.
+const passes = 4
+
+// readElements calls f once with every element of a set. The set is read until
+// nothing new comes: the kernel finds the place where one part of its answer
+// ended, and the next begins, by counting (nft_rhash_walk), and skips some
+// elements if others were freed in between.
 func readElements(at *nftables.Table, set string, f func(element)) error {
-	for body, err := range get(at, unix.NFT_MSG_GETSETELEM, netlink.Dump, set) {
-		if err != nil {
-			return fmt.Errorf("list set %s: %w", set, err)
+	seen := map[[16]byte]struct{}{}
+	for range passes {
+		news := false
+		for body, err := range get(at.Family, unix.NFT_MSG_GETSETELEM, netlink.Dump, at.Name, set) {
+			if err != nil {
+				return fmt.Errorf("list set %s: %w", set, err)
+			}
+			_, _, elements, err := decodeElements(body)
+			if err != nil {
+				return fmt.Errorf("list set %s: %w", set, err)
+			}
+			for _, e := range elements {
+				var key [16]byte
+				copy(key[:], e.key)
+				if _, ok := seen[key]; !ok {
+					seen[key] = struct{}{}
+					news = true
+					f(e)
+				}
+			}
 		}
-		_, _, elements, err := decodeElements(body)
-		if err != nil {
-			return fmt.Errorf("list set %s: %w", set, err)
-		}
-		for _, e := range elements {
-			f(e)
+		if !news {
+			break
 		}
 	}
 	return nil

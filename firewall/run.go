@@ -2,10 +2,14 @@ package firewall
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -45,7 +49,9 @@ func (t *Table) Run(ctx context.Context, state State) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.wake:
-			t.restore(ctx, state)
+			if err := t.restore(ctx, state); err != nil {
+				return err
+			}
 		case tx := <-transactions:
 			if tx.err != nil {
 				return tx.err
@@ -63,7 +69,9 @@ func (t *Table) Run(ctx context.Context, state State) error {
 			if tx.lost {
 				t.compareElements(ctx, state)
 			}
-			t.restore(ctx, state)
+			if err := t.restore(ctx, state); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -117,48 +125,97 @@ func (t *Table) widen(ctx context.Context, s *blockedSet, e element, b Block) {
 	t.log.Info("an address was added, and stands for its network", "set", s.name, "address", addr, "network", b.Prefix, "error", err)
 }
 
-// restore fills the sets that are stale, IPv4 first.
-func (t *Table) restore(ctx context.Context, state State) {
+// restore fills the sets that are stale. Its error means that the listener has
+// failed.
+func (t *Table) restore(ctx context.Context, state State) error {
 	for range attempts {
-		again := false
-		for i, s := range t.sets {
-			if t.isStale(s) {
-				again = t.refill(ctx, i, state) || again
-			}
+		t.mu.Lock()
+		again, missed := false, false
+		var err error
+		if t.anyStale() {
+			missed, err = t.unheard(func() { again = t.refill(ctx, state) })
 		}
-		if !again {
-			return
+		t.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if missed {
+			t.checkStructure("")
+			t.compareElements(ctx, state)
+			again = true
+		}
+		if !again || ctx.Err() != nil {
+			break
 		}
 	}
+	return nil
 }
 
-func (t *Table) isStale(s *blockedSet) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return s.stale && s.problem == nil
-}
-
-// refill puts all of state's blocks of one family into their set, and reports
-// whether that has to be done again.
-func (t *Table) refill(ctx context.Context, family int, state State) (again bool) {
-	s := t.sets[family]
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	started, filling, n := time.Now(), s.identity, 0
-	var firstErr error
-	todo := make([]change, 0, perTransaction)
-	flush := func() {
-		err := t.applyLocked(ctx, s, fill, todo)
-		if err == nil {
-			n += len(todo)
-		} else if firstErr == nil {
-			firstErr = err
-		}
-		todo = todo[:0]
+// unheard runs f, which does many transactions, while the listener is not
+// listening: the kernel composes a notification for every element even if the
+// only listener wants none of them, and needs more time for that than for
+// adding the element. Afterwards it looks whether there were transactions of
+// others, by the generation of the ruleset.
+func (t *Table) unheard(f func()) (missed bool, err error) {
+	before, err := readGeneration()
+	if err != nil {
+		return false, err
 	}
-	now := time.Now()
+	done := t.conn.done
+	t.conn.vague = false
+	if err := t.listener.leave(); err != nil {
+		return false, fmt.Errorf("stop listening for changes: %w", err)
+	}
+	f()
+	if err := t.listener.join(); err != nil {
+		return false, fmt.Errorf("listen for changes: %w", err)
+	}
+	after, err := readGeneration()
+	if err != nil {
+		return false, err
+	}
+	return t.conn.vague || after-before != t.conn.done-done, nil
+}
+
+// anyStale reports whether there is a set to be filled.
+func (t *Table) anyStale() bool {
+	return slices.ContainsFunc(t.sets[:], func(s *blockedSet) bool { return s.stale && s.problem == nil })
+}
+
+// A filling is a set that is being filled.
+type filling struct {
+	set      *blockedSet
+	identity identity // the one that it had when it was empty
+	todo     []change
+	n        int
+	err      error // the first one
+}
+
+// add does what is to do for the filling.
+func (t *Table) add(ctx context.Context, f *filling) {
+	err := t.applyLocked(ctx, f.set, fill, f.todo)
+	if err == nil {
+		f.n += len(f.todo)
+	} else if f.err == nil {
+		f.err = err
+	}
+	f.todo = f.todo[:0]
+}
+
+// refill puts all of state's blocks into the sets that are stale, and reports
+// whether a set was made anew meanwhile.
+func (t *Table) refill(ctx context.Context, state State) (again bool) {
+	var sets [2]*filling
+	for i, s := range t.sets {
+		if s.stale && s.problem == nil {
+			sets[i] = &filling{set: s, identity: s.identity, todo: make([]change, 0, perTransaction)}
+		}
+	}
+	start := time.Now()
+	now := start
 	for b := range state.Blocks() {
-		if familyOf(b.Prefix) != family {
+		f := sets[familyOf(b.Prefix)]
+		if f == nil {
 			continue
 		}
 		c, err := changeTo(b, now)
@@ -171,33 +228,41 @@ func (t *Table) refill(ctx context.Context, family int, state State) (again bool
 		} else if c.timeout <= 0 {
 			continue
 		}
-		todo = append(todo, c)
-		if len(todo) < perTransaction {
+		f.todo = append(f.todo, c)
+		if len(f.todo) < perTransaction {
 			continue
 		}
-		flush()
-		if ctx.Err() != nil || s.identity != filling {
+		t.add(ctx, f)
+		if ctx.Err() != nil || f.set.identity != f.identity {
 			break
 		}
-		// Blocks that are new have waited long enough.
+		// Commits have waited long enough.
 		t.mu.Unlock()
 		t.mu.Lock()
 		now = time.Now()
 	}
-	flush()
-	if ctx.Err() != nil {
-		return false
+	for _, f := range sets {
+		if f == nil {
+			continue
+		}
+		if t.add(ctx, f); ctx.Err() != nil {
+			return false
+		}
+		if f.set.identity != f.identity {
+			again = true
+			continue
+		}
+		f.set.stale = false
+		level := slog.LevelInfo
+		switch {
+		case f.err != nil:
+			level = slog.LevelError
+		case f.n == 0:
+			level = slog.LevelDebug
+		}
+		t.log.Log(ctx, level, "elements restored", "table", t.String(), "set", f.set.name, "elements", f.n, "took", time.Since(start), "error", f.err)
 	}
-	if s.identity != filling {
-		return true
-	}
-	s.stale = false
-	level := t.log.Info
-	if firstErr != nil {
-		level = t.log.Error
-	}
-	level("elements restored", "table", t.String(), "set", s.name, "elements", n, "took", time.Since(started), "error", firstErr)
-	return false
+	return again
 }
 
 // compareElements tells state how the sets differ from it.
@@ -233,25 +298,26 @@ func (t *Table) compareElements(ctx context.Context, state State) {
 
 // difference returns the blocks that are in state and in no set, and those
 // that are in a set and not in state. Sets that wait for being filled, or that
-// are not there, are passed over.
+// are not there any more, are passed over.
 func (t *Table) difference(state State) (missing []netip.Prefix, added []Block, err error) {
-	for i, s := range t.sets {
-		t.mu.Lock()
-		skip := s.stale || s.problem != nil
-		t.mu.Unlock()
-		if skip {
+	for family, s := range t.sets {
+		if !t.filled(s) {
 			continue
 		}
 		blocks, err := readBlocks(t.at, s.name)
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, nil, err
 		}
+		// What was read may be half of this set and half of the next.
+		if err != nil || !t.filled(s) {
+			continue
+		}
 		have := make(map[netip.Prefix]int, len(blocks))
-		for n, b := range blocks {
-			have[b.Prefix] = n
+		for i, b := range blocks {
+			have[b.Prefix] = i
 		}
 		for b := range state.Blocks() {
-			if familyOf(b.Prefix) != i {
+			if familyOf(b.Prefix) != family {
 				continue
 			}
 			if _, ok := have[b.Prefix]; ok {
@@ -260,9 +326,24 @@ func (t *Table) difference(state State) (missing []netip.Prefix, added []Block, 
 				missing = append(missing, b.Prefix)
 			}
 		}
-		for _, n := range have {
-			added = append(added, blocks[n])
+		for _, i := range have {
+			added = append(added, blocks[i])
 		}
 	}
 	return missing, added, nil
+}
+
+// filled reports whether the set that is known still stands, and was filled.
+func (t *Table) filled(s *blockedSet) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.stale || s.problem != nil {
+		return false
+	}
+	table, err := readTable(t.at)
+	if err != nil {
+		return false
+	}
+	sets, err := readSets(t.at)
+	return err == nil && s.identity == identity{table.handle, sets[s.name].handle}
 }
