@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"rblnft/cmd/internal/build"
+	"rblnft/firewall/netlab"
+)
+
+// program is the file of the real program.
+var program string
+
+func TestMain(m *testing.M) { netlab.Main(built{m}) }
+
+// built builds the program for the tests.
+type built struct{ *testing.M }
+
+func (b built) Run() int {
+	dir, err := os.MkdirTemp("", "rblsmtpd")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		program = filepath.Join(dir, "rblsmtpd")
+		err = build.Program(dir, "rblsmtpd")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return b.M.Run()
+}
+
+// filter is the real program, waiting for the DNS server at 192.0.2.53, which
+// takes questions and never answers, with one end of a TCP connection as its
+// descriptors 0 and 1.
+type filter struct {
+	client *net.TCPConn
+	cmd    *exec.Cmd
+	log    bytes.Buffer
+	ran    string // the file that prog makes
+	asked  *net.UDPConn
+	began  time.Time
+}
+
+func startFilter(t *testing.T, args ...string) *filter {
+	t.Helper()
+	f := &filter{ran: filepath.Join(t.TempDir(), "ran")}
+	var err error
+	if f.asked, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(192, 0, 2, 53), Port: 53}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.asked.Close() })
+
+	l, err := net.Listen("tcp", "192.0.2.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.client = c.(*net.TCPConn)
+	t.Cleanup(func() { f.client.Close() })
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	socket, err := s.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+
+	f.cmd = exec.Command(program, append(args, "/usr/bin/touch", f.ran)...)
+	f.cmd.Env = []string{"TCPREMOTEIP=192.0.2.9", "DNSCACHEIP=192.0.2.53", "RBLNFT_SOCKET=", "GREETDELAY=1"}
+	f.cmd.Stdin, f.cmd.Stdout, f.cmd.Stderr = socket, socket, &f.log
+	f.began = time.Now()
+	if err := f.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// awaitQuestion waits until the filter looks something up.
+func (f *filter) awaitQuestion(t *testing.T) {
+	t.Helper()
+	f.asked.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, _, err := f.asked.ReadFrom(make([]byte, 512)); err != nil {
+		t.Fatal("the filter asked nothing:", err)
+	}
+}
+
+// end waits for the filter, and checks that prog ran, or did not, that the log
+// has no line but those wanted, and that it took between least and most.
+func (f *filter) end(t *testing.T, ran bool, least, most time.Duration, log ...string) {
+	t.Helper()
+	if err := f.cmd.Wait(); err != nil {
+		t.Error("the filter:", err)
+	}
+	if took := time.Since(f.began); took < least || took > most {
+		t.Errorf("it took %v, want %v to %v", took, least, most)
+	}
+	if _, err := os.Stat(f.ran); (err == nil) != ran {
+		t.Errorf("prog ran: %v, want %v", err == nil, ran)
+	}
+	prefix := fmt.Sprintf("rblsmtpd: 192.0.2.9 pid %d: ", f.cmd.Process.Pid)
+	want := ""
+	for _, line := range log {
+		want += prefix + line + "\n"
+	}
+	if f.log.String() != want {
+		t.Errorf("logged %q, want %q", &f.log, want)
+	}
+}
+
+const never = time.Minute
+
+func TestClientThatLeavesDuringLookups(t *testing.T) {
+	f := startFilter(t, "-v", "-T50", "-r", "bl.example")
+	f.awaitQuestion(t)
+	f.client.Close()
+	f.end(t, false, 0, 25*time.Second, "client gone before the decision")
+}
+
+func TestClientThatIsResetDuringLookups(t *testing.T) {
+	f := startFilter(t, "-T50", "-r", "bl.example")
+	f.client.Write([]byte("EHLO x\r\n"))
+	f.awaitQuestion(t)
+	f.client.SetLinger(0)
+	f.client.Close()
+	f.end(t, false, 0, 25*time.Second)
+}
+
+func TestClientThatLeavesDuringTheGreetDelay(t *testing.T) {
+	f := startFilter(t, "-w50")
+	f.client.Close()
+	f.end(t, false, 0, 25*time.Second)
+}
+
+// A client that has sent all its commands at once, and ended its half of the
+// connection, still wants the answers.
+func TestClientThatOnlyListens(t *testing.T) {
+	f := startFilter(t, "-T1", "-r", "bl.example")
+	f.client.Write([]byte("EHLO x\r\nQUIT\r\n"))
+	f.client.CloseWrite()
+	f.awaitQuestion(t)
+	f.end(t, true, time.Second, never)
+}
+
+func TestClientThatStays(t *testing.T) {
+	f := startFilter(t, "-v", "-T1", "-r", "bl.example")
+	f.end(t, true, time.Second, never, "bl.example: no answer in time")
+}
+
+func TestLookupsFailClosed(t *testing.T) {
+	f := startFilter(t, "-bc", "-t0", "-T1", "-r", "bl.example:no")
+	f.end(t, false, time.Second, never, "451 temporary RBL lookup error")
+	reply := make([]byte, 100)
+	n, _ := f.client.Read(reply)
+	if got := string(reply[:n]); got != "451 temporary RBL lookup error\r\n" {
+		t.Errorf("the client got %q", got)
+	}
+}
+
+func TestGreetDelays(t *testing.T) {
+	f := startFilter(t, "-w1", "-W")
+	f.end(t, true, 2*time.Second, never)
+}
+
+// The delay does not shorten the time for lookups, nor the lookups the delay.
+func TestDelayAndLookups(t *testing.T) {
+	f := startFilter(t, "-vs", "-w1", "-T1", "-r", "bl.example")
+	f.end(t, true, 2*time.Second, never, "bl.example: no answer in time")
+	f.asked.Close()
+	f = startFilter(t, "-v", "-w2", "-T1", "-r", "bl.example")
+	f.end(t, true, 2*time.Second, never, "bl.example: no answer in time")
+}
+
+func TestClientThatSpeaksEarly(t *testing.T) {
+	f := startFilter(t, "-w2")
+	f.client.Write([]byte("EHLO x\r\n"))
+	time.Sleep(100 * time.Millisecond)
+	f.client.Write([]byte("MAIL FROM:<>\r\n"))
+	f.end(t, true, 2*time.Second, never, "client speaks before the greeting")
+}
+
+// The conversation ends in time whatever the client does: one that says
+// nothing, one that dribbles, and one that asks and never reads.
+func TestConversationEnds(t *testing.T) {
+	for name, client := range map[string]func(*filter){
+		"silent":   func(*filter) {},
+		"dribbler": func(f *filter) { dribble(f.client) },
+		"deaf":     func(f *filter) { f.client.Write(bytes.Repeat([]byte("RCPT\n"), 1<<20)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startFilter(t, "-bc", "-t2", "-T0", "-r", "bl.example:no")
+			go client(f)
+			f.end(t, false, 2*time.Second, never, "451 temporary RBL lookup error")
+		})
+	}
+}
+
+func dribble(c net.Conn) {
+	for _, err := c.Write([]byte("N")); err == nil; _, err = c.Write([]byte("N")) {
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// What the run script's softlimit takes away is there again for prog, and
+// everything else that the filter was started with.
+func TestProgInheritsTheProcess(t *testing.T) {
+	env := []string{"RBLSMTPD=", "A=1", "odd", "A=2", "GODEBUG=no", "GOMAXPROCS=7", "=", "B"}
+	start := []string{
+		"/usr/bin/prlimit", "--nofile=100:200", "--nproc=2000", "--stack=4000000:",
+		"/usr/bin/env", "--ignore-signal=USR1", "--ignore-signal=PIPE", "--ignore-signal=HUP", "--block-signal=USR2", "--block-signal=URG",
+		"/usr/bin/softlimit", "-m", "9000000", "-c", "0", "-f", "1000000",
+	}
+	// Package os/exec would mend the environment, and open descriptor 0.
+	run := func(args ...string) string {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := os.StartProcess(args[0], args, &os.ProcAttr{Dir: "/proc", Env: env, Files: []*os.File{nil, w, w}})
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := io.ReadAll(r)
+		r.Close()
+		if state, err := p.Wait(); err != nil || !state.Success() {
+			t.Fatalf("%q: %v, %v\n%s", args, state, err, out)
+		}
+		return string(out)
+	}
+	for what, c := range map[string]struct {
+		prog []string
+		want string // without which the comparison shows nothing
+	}{
+		"limits":      {[]string{"/bin/cat", "/proc/self/limits"}, "9000000"},
+		"signals":     {[]string{"/bin/grep", "-E", "^(Sig[PBIC]|Shd|Cap|Seccomp|NoNew|Umask)", "/proc/self/status"}, "SigIgn:\t0000000000001201\n"},
+		"environment": {[]string{"/bin/cat", "/proc/self/environ"}, strings.Join(env, "\x00")},
+		"descriptors": {[]string{"/bin/ls", "/proc/self/fd"}, "0\n1\n"},
+		"directory":   {[]string{"/bin/readlink", "/proc/self/cwd"}, "/proc\n"},
+		"arguments":   {[]string{"/bin/echo", "", "-b", "\xff"}, " -b \xff\n"},
+	} {
+		want := run(append(start, c.prog...)...)
+		got := run(append(append(start, program, "-b", "-r", "bl.example"), c.prog...)...)
+		if got != want {
+			t.Errorf("%s: without the filter:\n%q\nwith it:\n%q", what, want, got)
+		}
+		if !strings.Contains(want, c.want) {
+			t.Errorf("%s: the comparison shows nothing: %q", what, want)
+		}
+	}
+}
