@@ -129,52 +129,63 @@ func (t *Table) widen(ctx context.Context, s *blockedSet, e element, b Block) {
 // failed.
 func (t *Table) restore(ctx context.Context, state State) error {
 	for range attempts {
-		t.mu.Lock()
-		again, missed := false, false
-		var err error
-		if t.anyStale() {
-			missed, err = t.unheard(func() { again = t.refill(ctx, state) })
-		}
-		t.mu.Unlock()
+		again, missed, err := t.refillUnheard(ctx, state)
 		if err != nil {
 			return err
 		}
 		if missed {
 			t.checkStructure("")
 			t.compareElements(ctx, state)
-			again = true
 		}
-		if !again || ctx.Err() != nil {
+		if !again && !missed || ctx.Err() != nil {
 			break
 		}
 	}
 	return nil
 }
 
-// unheard runs f, which does many transactions, while the listener is not
+// refillUnheard fills the sets that are stale while the listener is not
 // listening: the kernel composes a notification for every element even if the
 // only listener wants none of them, and needs more time for that than for
-// adding the element. Afterwards it looks whether there were transactions of
-// others, by the generation of the ruleset.
-func (t *Table) unheard(f func()) (missed bool, err error) {
-	before, err := readGeneration()
-	if err != nil {
-		return false, err
+// adding the element. Whether there were changes that others made meanwhile is
+// seen from the generation of the ruleset.
+func (t *Table) refillUnheard(ctx context.Context, state State) (again, missed bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.anyStale() {
+		return false, false, nil
 	}
-	done := t.conn.done
-	t.conn.vague = false
+	if err := t.markGeneration(); err != nil {
+		return false, false, err
+	}
 	if err := t.listener.leave(); err != nil {
-		return false, fmt.Errorf("stop listening for changes: %w", err)
+		return false, false, fmt.Errorf("stop listening for changes: %w", err)
 	}
-	f()
+	again, missed = t.refill(ctx, state)
 	if err := t.listener.join(); err != nil {
-		return false, fmt.Errorf("listen for changes: %w", err)
+		return false, false, fmt.Errorf("listen for changes: %w", err)
 	}
-	after, err := readGeneration()
-	if err != nil {
-		return false, err
-	}
-	return t.conn.vague || after-before != t.conn.done-done, nil
+	more, err := t.othersChanged()
+	return again, missed || more, err
+}
+
+// A mark is a generation of the ruleset, and how many transactions we had done
+// by then.
+type mark struct{ generation, done uint32 }
+
+// markGeneration remembers the present generation for othersChanged.
+func (t *Table) markGeneration() error {
+	generation, err := readGeneration()
+	t.mark = mark{generation, t.conn.done}
+	t.conn.vague = false
+	return err
+}
+
+// othersChanged reports whether transactions were done since the mark that were
+// not ours, or may not have been.
+func (t *Table) othersChanged() (bool, error) {
+	generation, err := readGeneration()
+	return t.conn.vague || generation-t.mark.generation != t.conn.done-t.mark.done, err
 }
 
 // anyStale reports whether there is a set to be filled.
@@ -202,9 +213,12 @@ func (t *Table) add(ctx context.Context, f *filling) {
 	f.todo = f.todo[:0]
 }
 
-// refill puts all of state's blocks into the sets that are stale, and reports
-// whether a set was made anew meanwhile.
-func (t *Table) refill(ctx context.Context, state State) (again bool) {
+// lookEvery is after how many transactions refill looks what others do.
+const lookEvery = 20
+
+// refill puts all of state's blocks into the sets that are stale. It reports
+// whether a set was made anew meanwhile, and whether others made changes.
+func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 	var sets [2]*filling
 	for i, s := range t.sets {
 		if s.stale && s.problem == nil {
@@ -213,6 +227,7 @@ func (t *Table) refill(ctx context.Context, state State) (again bool) {
 	}
 	start := time.Now()
 	now := start
+	transactions := 0
 	for b := range state.Blocks() {
 		f := sets[familyOf(b.Prefix)]
 		if f == nil {
@@ -233,6 +248,9 @@ func (t *Table) refill(ctx context.Context, state State) (again bool) {
 			continue
 		}
 		t.add(ctx, f)
+		if transactions++; transactions%lookEvery == 0 && t.lookAfterOthers() {
+			missed = true
+		}
 		if ctx.Err() != nil || f.set.identity != f.identity {
 			break
 		}
@@ -246,7 +264,7 @@ func (t *Table) refill(ctx context.Context, state State) (again bool) {
 			continue
 		}
 		if t.add(ctx, f); ctx.Err() != nil {
-			return false
+			return false, missed
 		}
 		if f.set.identity != f.identity {
 			again = true
@@ -262,7 +280,20 @@ func (t *Table) refill(ctx context.Context, state State) (again bool) {
 		}
 		t.log.Log(ctx, level, "elements restored", "table", t.String(), "set", f.set.name, "elements", f.n, "took", time.Since(start), "error", f.err)
 	}
-	return again
+	return again, missed
+}
+
+// lookAfterOthers puts the table right if others changed something since the
+// mark, which it moves, and reports whether they did.
+func (t *Table) lookAfterOthers() bool {
+	changed, err := t.othersChanged()
+	if err == nil && changed {
+		err = errors.Join(t.stand(false), t.markGeneration())
+	}
+	if err != nil {
+		t.log.Error("the table cannot be put right", "table", t.String(), "error", err)
+	}
+	return changed || err != nil
 }
 
 // compareElements tells state how the sets differ from it.

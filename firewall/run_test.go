@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -102,6 +103,29 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// count returns how many elements there are; -1 if a set is missing.
+func count(t testing.TB, table *Table) int {
+	t.Helper()
+	all, err := table.Elements()
+	if errors.Is(err, unix.ENOENT) {
+		return -1
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// filled waits until Run has filled the sets that Open made.
+func filled(t testing.TB, table *Table) {
+	t.Helper()
+	eventually(t, "the sets are filled", func() bool {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		return !table.anyStale()
+	})
+}
+
 // some returns n blocks, every fourth an IPv6 one, with different times left.
 func some(n int) []Block {
 	blocks := make([]Block, n)
@@ -168,9 +192,9 @@ func TestRecovery(t *testing.T) {
 			blocks := some(3000)
 			state := newMemory(blocks...)
 			run(t, table, state)
-			commit(t, table, blocks...)
+			filled(t, table)
 			nftInput(t, script)
-			eventually(t, "the table stands with all elements", func() bool { return stands(t) && len(blocked(t, table)) == len(blocks) })
+			eventually(t, "the table stands with all elements", func() bool { return stands(t) && count(t, table) == len(blocks) })
 			sameElements(t, table, blocks)
 			if state.count() != len(blocks) {
 				t.Errorf("%d blocks in state, want %d; told %v", state.count(), len(blocks), state.told[:min(10, len(state.told))])
@@ -198,7 +222,7 @@ func TestRecovery(t *testing.T) {
 			}
 			// And again, with the table that was made.
 			nftInput(t, "flush ruleset")
-			eventually(t, "the table stands again", func() bool { return stands(t) && len(blocked(t, table)) == len(blocks) })
+			eventually(t, "the table stands again", func() bool { return stands(t) && count(t, table) == len(blocks) })
 		})
 	}
 }
@@ -207,8 +231,7 @@ func TestByHand(t *testing.T) {
 	table, log := open(t, testConfig())
 	state := newMemory(some(100)...)
 	run(t, table, state)
-	commit(t, table, some(100)...)
-
+	filled(t, table)
 	nft(t, "delete", "element", "inet", "rblnft", "blocked4", "{ 11.0.0.0, 11.0.0.1 }")
 	nft(t, "delete", "element", "inet", "rblnft", "blocked6", "{ 2400:0:300:: }")
 	eventually(t, "three are deleted", func() bool { return state.count() == 97 })
@@ -231,7 +254,7 @@ func TestByHand(t *testing.T) {
 	}
 
 	nft(t, "flush", "ruleset")
-	eventually(t, "100 are restored", func() bool { return len(blocked(t, table)) == 100 })
+	eventually(t, "100 are restored", func() bool { return count(t, table) == 100 })
 	got := blocked(t, table)
 	for _, p := range []string{"11.0.0.0/32", "11.0.0.1/32", "2400:0:300::/64"} {
 		if _, ok := got[p]; ok {
@@ -264,6 +287,7 @@ func TestOwnChangesAreNotTold(t *testing.T) {
 	table, log := open(t, testConfig())
 	state := newMemory()
 	run(t, table, state)
+	filled(t, table)
 	commit(t, table, some(2500)...)
 	commit(t, table, block("192.0.2.3", "zen.example", 20*time.Millisecond)) // expires
 	if err := table.Remove(t.Context(), prefixes("11.0.0.1/32")); err != nil {
@@ -310,7 +334,7 @@ func TestCommitDuringRecovery(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	<-done
-	eventually(t, "all are there", func() bool { return stands(t) && len(blocked(t, table)) == len(all) })
+	eventually(t, "all are there", func() bool { return stands(t) && count(t, table) == len(all) })
 	sameElements(t, table, all)
 }
 
@@ -319,7 +343,7 @@ func TestStartFillsFreshSets(t *testing.T) {
 	blocks := some(3000)
 	table, _ := open(t, testConfig())
 	run(t, table, newMemory(blocks...))
-	eventually(t, "all are there", func() bool { return len(blocked(t, table)) == len(blocks) })
+	eventually(t, "all are there", func() bool { return count(t, table) == len(blocks) })
 	sameElements(t, table, blocks)
 }
 
@@ -368,12 +392,7 @@ func TestFlushOf200000(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- table.Run(ctx, newMemory(blocks...)) }()
-		full := func() bool {
-			table.mu.Lock()
-			defer table.mu.Unlock()
-			return !table.sets[0].stale && !table.sets[1].stale
-		}
-		eventually(t, "the sets are filled", full)
+		filled(t, table)
 		before, err := readTable(table.at)
 		if err != nil {
 			t.Fatal(err)
@@ -384,7 +403,12 @@ func TestFlushOf200000(t *testing.T) {
 		rule = time.Since(flushed)
 		eventually(t, "the sets are filled again", func() bool {
 			now, err := readTable(table.at)
-			return err == nil && now.handle != before.handle && full()
+			if err != nil || now.handle == before.handle {
+				return false
+			}
+			table.mu.Lock()
+			defer table.mu.Unlock()
+			return table.sets[0].identity.table == now.handle && !table.anyStale()
 		})
 		elements = time.Since(flushed)
 		if got := len(blocked(t, table)); got != n {

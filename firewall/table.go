@@ -41,6 +41,7 @@ type Table struct {
 	batch batch
 	allow []netip.Prefix
 	sets  [2]*blockedSet // IPv4, IPv6
+	mark  mark           // what others did is counted from
 	// reported is what was last said to be missing.
 	reported string
 
