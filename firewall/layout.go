@@ -32,9 +32,9 @@ import (
 //		}
 //	}
 //
-// Everything that a rule requires of a packet it requires by itself, for a
-// comparison that cannot be made, as with the ports of a later fragment, only
-// ends its own rule.
+// Everything that a rule requires of a packet it requires by itself: a
+// comparison that cannot be made, with a packet that is too short, only ends
+// its own rule.
 //
 // An element of blocked6 is a /64 by the mask in the rule, and not by being an
 // interval: a hash table takes a new element in a third of the time that a

@@ -60,13 +60,14 @@ func (t *Table) lookForSets(first bool) error {
 	return nil
 }
 
-// ruleFor is a rule that makes use of a set of blocked addresses.
+// ruleFor is a rule that makes use of a set of blocked addresses, as a shell
+// takes it.
 func (t *Table) ruleFor(s *blockedSet) string {
 	match := "ip saddr @" + s.name
 	if s.v6 {
-		match = "ip6 saddr & ffff:ffff:ffff:ffff:: @" + s.name
+		match = "ip6 saddr '& ffff:ffff:ffff:ffff::' @" + s.name
 	}
-	return "tcp dport 25 tcp flags '& (fin | syn | rst | ack) == syn' " + match + " counter drop"
+	return "tcp dport 25 tcp flags '& (fin | syn | rst | ack)' == syn " + match + " counter drop"
 }
 
 // usedSets are the names of the sets that rules look into.
