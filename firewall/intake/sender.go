@@ -76,6 +76,9 @@ var nobody = sync.OnceValue(func() (n struct{ uid, gid uint32 }) {
 func (r *Receiver) control(oob []byte) (from sender, err error) {
 	r.fds = r.fds[:0]
 	for len(oob) > 0 {
+		if len(oob) < unix.SizeofCmsghdr {
+			return from, errors.New("malformed control data")
+		}
 		h, data, rest, parseErr := unix.ParseOneSocketControlMessage(oob)
 		if parseErr != nil {
 			return from, errors.New("malformed control data")
