@@ -34,22 +34,24 @@ func main() {
 }
 
 // run builds the programs, where the module's dependencies can be downloaded,
-// and shows them, where nothing can be reached.
+// unless it is told where they are, and shows them where nothing can be reached.
 func run() (code int, err error) {
 	if netlab.Inside() {
 		return 0, show(os.Getenv(programsEnv))
 	}
-	dir, err := os.MkdirTemp("", "rblnft-demo")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	fmt.Println("Building rblsmtpd and rblnftd ...")
-	if err := build.All(dir); err != nil {
-		return 0, err
-	}
-	if err := os.Setenv(programsEnv, dir); err != nil {
-		return 0, err
+	if os.Getenv(programsEnv) == "" {
+		dir, err := os.MkdirTemp("", "rblnft-demo")
+		if err != nil {
+			return 0, err
+		}
+		defer os.RemoveAll(dir)
+		fmt.Println("Building rblsmtpd and rblnftd ...")
+		if err := build.All(dir); err != nil {
+			return 0, err
+		}
+		if err := os.Setenv(programsEnv, dir); err != nil {
+			return 0, err
+		}
 	}
 	code, err = netlab.Reexec()
 	if err != nil {

@@ -33,8 +33,13 @@ var (
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
-// show is the demonstration.
+// show is the demonstration, of the programs in dir.
 func show(dir string) error {
+	work, err := os.MkdirTemp("", "rblnft-demo")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
 	if err := netlab.Up(); err != nil {
 		return err
 	}
@@ -49,8 +54,8 @@ func show(dir string) error {
 	}
 	defer l.Close()
 
-	socket := filepath.Join(dir, "hits.sock")
-	config := filepath.Join(dir, "rblnftd.toml")
+	socket := filepath.Join(work, "hits.sock")
+	config := filepath.Join(work, "rblnftd.toml")
 	if err := os.WriteFile(config, nil, 0o644); err != nil {
 		return err
 	}
