@@ -105,10 +105,11 @@ func (b *Book) sweep(now time.Time, breathe func()) {
 		}
 	}
 	for family, records := range b.records {
-		for bits, rec := range records {
+		for bits := range records {
 			pause()
+			rec, known := records[bits]
 			switch {
-			case rec.inForce(millis):
+			case !known || rec.inForce(millis):
 			case rec.expires < oldest:
 				b.drop(key{uint8(family), bits})
 			default:
@@ -126,13 +127,25 @@ func (b *Book) sweep(now time.Time, breathe func()) {
 		return
 	}
 	slices.Sort(remembered)
-	oldest = remembered[len(remembered)-most]
+	excess := len(remembered) - most
+	oldest = remembered[excess]
+	// Of those that are as old as the oldest one kept, some have to go too.
+	earlier, _ := slices.BinarySearch(remembered, oldest)
+	alike := excess - earlier
 	for family, records := range b.records {
-		for bits, rec := range records {
+		for bits := range records {
 			pause()
-			if rec.flags&live == 0 && rec.expires < oldest {
-				b.drop(key{uint8(family), bits})
+			rec, known := records[bits]
+			if !known || rec.flags&live != 0 || rec.expires > oldest {
+				continue
 			}
+			if rec.expires == oldest {
+				if alike == 0 {
+					continue
+				}
+				alike--
+			}
+			b.drop(key{uint8(family), bits})
 		}
 	}
 }
