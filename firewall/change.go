@@ -58,11 +58,41 @@ func lastOfEach(changes []change) []change {
 	return kept
 }
 
-// chunks cuts changes into transactions.
+// chunks cuts changes into those of one transaction each.
 func chunks(changes []change) iter.Seq[[]change] { return slices.Chunk(changes, perTransaction) }
 
-// apply does the changes in one transaction, once the one under way is done.
+// apply does the changes, in as many transactions as they need. Between two
+// of them others have their turn.
 func (t *Table) apply(ctx context.Context, s *blockedSet, p purpose, todo []change) error {
+	full := 0
+	for len(todo) > 0 {
+		part := todo[:min(perTransaction, len(todo))]
+		n, err := t.applyOne(ctx, s, p, part)
+		full += n
+		if err != nil {
+			return fmt.Errorf("%s %s in %s: %w", p, names(todo), s.name, err)
+		}
+		todo = todo[len(part):]
+	}
+	if full > 0 {
+		return fmt.Errorf("%s: %w: no room for %d elements", s.name, ErrFull, full)
+	}
+	return nil
+}
+
+// names says which elements changes are about.
+func names(changes []change) string {
+	switch n := len(changes); n {
+	case 0:
+		return "nothing"
+	case 1:
+		return changes[0].key.String()
+	default:
+		return fmt.Sprintf("%d addresses, %s and others,", n, changes[0].key)
+	}
+}
+
+func (t *Table) applyOne(ctx context.Context, s *blockedSet, p purpose, todo []change) (full int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.applyLocked(ctx, s, p, todo)
@@ -73,28 +103,30 @@ func (t *Table) apply(ctx context.Context, s *blockedSet, p purpose, todo []chan
 // or with a rehash under way.
 const attempts = 12
 
-// applyLocked does the changes in one transaction. As a transaction is done as
-// a whole or not at all, and the presence of elements is not known without
-// asking, it is tried, and where the kernel refuses it its answer says what to
-// do differently.
-func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo []change) error {
-	full, single := 0, false
-	for try := 1; ; try++ {
+// applyLocked does the changes in one transaction, and returns how many of them
+// there is no room for. As a transaction is done as a whole or not at all, and
+// the presence of elements is not known without asking, it is tried, and where
+// the kernel refuses it its answer says what to do differently.
+func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo []change) (full int, err error) {
+	single := false
+	for try := 1; len(todo) > 0; try++ {
 		if err := ctx.Err(); err != nil {
-			return describe(s, p, todo, err)
+			return full, err
 		}
 		if s.problem != nil {
-			return describe(s, p, todo, s.problem)
-		}
-		if len(todo) == 0 {
-			break
+			return full, s.problem
 		}
 		parts := t.encode(s, p, todo, single)
 		if len(parts) == 0 {
 			break
 		}
 		if half := len(todo) / 2; half > 0 && !t.conn.fits(&t.batch) {
-			return errors.Join(t.applyLocked(ctx, s, p, todo[:half]), t.applyLocked(ctx, s, p, todo[half:]))
+			a, err := t.applyLocked(ctx, s, p, todo[:half])
+			if err != nil {
+				return full + a, err
+			}
+			b, err := t.applyLocked(ctx, s, p, todo[half:])
+			return full + a + b, err
 		}
 		// Deleting elements of which none is there changes nothing.
 		t.conn.vague = t.conn.vague || p == remove
@@ -102,54 +134,38 @@ func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo 
 		if err == nil && len(failures) == 0 {
 			break
 		}
-		if try == attempts {
-			if err == nil {
-				err = failures[0].errno
-			}
-			return describe(s, p, todo, fmt.Errorf("given up after %d attempts: %w", try, err))
+		var l lesson
+		if err == nil {
+			l, err = t.learn(parts, todo, failures)
 		}
-		if err != nil {
-			if !temporary(err) {
-				return describe(s, p, todo, err)
-			}
+		switch {
+		case err == nil && try < attempts:
+		case err == nil:
+			return full, fmt.Errorf("refused %d times: %w", try, failures[0].errno)
+		case temporary(err) && try < attempts:
 			pause(ctx, try)
-			continue
-		}
-		learned, err := t.learn(s, parts, todo, failures)
-		if err != nil && temporary(err) {
-			pause(ctx, try)
-			continue
-		}
-		if errors.Is(err, unix.ENOENT) && t.cfg.Rules && try < attempts/2 {
-			// Somebody removed the set; Run puts back what was in it.
-			err = t.stand(false)
-		} else if errors.Is(err, unix.ENOENT) {
-			err = fmt.Errorf("%w: %w", ErrMissing, err)
-		}
-		if err != nil {
-			return describe(s, p, todo, err)
-		}
-		single = single || learned.single
-		if learned.drop != nil {
-			kept := todo[:0:0]
-			for i, c := range todo {
-				if !learned.drop[i] {
-					kept = append(kept, c)
-				}
+		case errors.Is(err, unix.ENOENT) && t.cfg.Rules && try < attempts:
+			// Somebody removed the set. Run puts back what was in it.
+			if err := t.stand(false); err != nil {
+				return full, err
 			}
-			todo = kept
-			full += learned.full
+		case errors.Is(err, unix.ENOENT):
+			return full, fmt.Errorf("%w: %w", ErrMissing, err)
+		default:
+			return full, err
+		}
+		single = single || l.single
+		if l.full > 0 {
+			todo = l.without(todo)
+			full += l.full
 		}
 	}
-	if full > 0 {
-		if time.Since(s.saidFull) > time.Minute {
-			s.saidFull = time.Now()
-			t.log.Warn("a set is full: addresses are left out until others expire",
-				"table", t.String(), "set", s.name, "max_elements", t.cfg.MaxElements, "left_out", full)
-		}
-		return fmt.Errorf("%s: %w: no room for %d elements", s.name, ErrFull, full)
+	if full > 0 && time.Since(s.saidFull) > time.Minute {
+		s.saidFull = time.Now()
+		t.log.Warn("a set is full: addresses are left out until others expire",
+			"table", t.String(), "set", s.name, "max_elements", t.cfg.MaxElements, "left_out", full)
 	}
-	return nil
+	return full, nil
 }
 
 // temporary reports whether a transaction that failed with err may succeed
@@ -169,17 +185,6 @@ func pause(ctx context.Context, try int) {
 	case <-ctx.Done():
 	case <-time.After(time.Duration(try) * time.Millisecond):
 	}
-}
-
-// describe says which changes err keeps from being made.
-func describe(s *blockedSet, p purpose, todo []change, err error) error {
-	if len(todo) == 1 {
-		return fmt.Errorf("%s %s in %s: %w", p, todo[0].key, s.name, err)
-	}
-	if len(todo) == 0 {
-		return fmt.Errorf("%s in %s: %w", p, s.name, err)
-	}
-	return fmt.Errorf("%s %d addresses, %s to %s, in %s: %w", p, len(todo), todo[0].key, todo[len(todo)-1].key, s.name, err)
 }
 
 // A part is a message of a transaction: which changes it makes, and how.
@@ -247,28 +252,40 @@ func (t *Table) encode(s *blockedSet, p purpose, todo []change, single bool) []p
 	return parts
 }
 
-// What was learnt from a refused transaction.
+// A lesson is what was learnt from a refused transaction, beside what is known
+// of elements.
 type lesson struct {
 	single bool   // the kernel's answer must tell about each element
-	drop   []bool // changes that need not, or cannot, be made
-	full   int    // how many of them there is no room for
+	out    []bool // changes that there is no room for
+	full   int    // how many these are
+}
+
+// without returns todo without what there is no room for.
+func (l lesson) without(todo []change) []change {
+	var rest []change
+	for i, c := range todo {
+		if !l.out[i] {
+			rest = append(rest, c)
+		}
+	}
+	return rest
 }
 
 // learn finds out from the kernel's refusal of a transaction what to do
-// instead. Its error means that there is nothing that can be done here.
-func (t *Table) learn(s *blockedSet, parts []part, todo []change, failures []failure) (lesson, error) {
-	var l lesson
+// instead. Its error means that there is nothing that can be learnt.
+func (t *Table) learn(parts []part, todo []change, failures []failure) (l lesson, err error) {
+	l.out = make([]bool, len(todo))
 	for _, f := range failures {
 		if f.message < 0 || f.message >= len(parts) {
 			return l, f.errno
 		}
 		m := parts[f.message]
+		adding := m.kind == unix.NFT_MSG_NEWSETELEM
 		switch {
 		case m.kind == nftMsgDestroySetElem && f.errno == unix.EINVAL:
 			t.failsOnMissing = true
 			return l, nil
-		case m.kind == unix.NFT_MSG_NEWSETELEM && (f.errno == unix.EEXIST || f.errno == unix.ENFILE),
-			m.kind == unix.NFT_MSG_DELSETELEM && f.errno == unix.ENOENT:
+		case adding && (f.errno == unix.EEXIST || f.errno == unix.ENFILE), !adding && f.errno == unix.ENOENT:
 		default:
 			return l, f.errno
 		}
@@ -283,10 +300,7 @@ func (t *Table) learn(s *blockedSet, parts []part, todo []change, failures []fai
 		case unix.ENOENT:
 			todo[i].known = absent
 		case unix.ENFILE:
-			if l.drop == nil {
-				l.drop = make([]bool, len(todo))
-			}
-			l.drop[i] = true
+			l.out[i] = true
 			l.full++
 		}
 	}

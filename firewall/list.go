@@ -65,7 +65,7 @@ func List(table, name string) (*Set, error) {
 			s.Flags = append(s.Flags, flag.name)
 		}
 	}
-	if err := readElements(at, name, func(e element) {
+	if _, err := readElements(at, name, 0, func(e element) {
 		if addr, ok := netip.AddrFromSlice(e.key); ok {
 			s.Elements = append(s.Elements, Element{addr, e.timeout, e.expires, e.comment})
 		}

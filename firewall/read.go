@@ -22,7 +22,7 @@ func get(family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, na
 			return
 		}
 		defer nl.Close()
-		if err := nl.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		if err := nl.SetDeadline(time.Now().Add(10 * time.Minute)); err != nil {
 			yield(nil, fmt.Errorf("netlink: %w", err))
 			return
 		}
@@ -53,6 +53,7 @@ func get(family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, na
 				return
 			}
 			if !yield(m.Data, nil) {
+				nl.Close() // or else ReceiveIter reads on to the end
 				return
 			}
 		}
@@ -193,18 +194,22 @@ const passes = 4
 // readElements calls f once with every element of a set. The set is read until
 // nothing new comes: the kernel finds the place where one part of its answer
 // ended, and the next begins, by counting (nft_rhash_walk), and skips some
-// elements if others were freed in between.
-func readElements(at *nftables.Table, set string, f func(element)) error {
+// elements if others were freed in between. So the time it needs is as the
+// square of the number of elements: half a second for 100,000, a minute for a
+// million. A set of that size is read once, and no longer than limit if that is
+// not 0; then it reports that it is not complete.
+func readElements(at *nftables.Table, set string, limit time.Duration, f func(element)) (complete bool, err error) {
 	seen := map[[16]byte]struct{}{}
+	start := time.Now()
 	for range passes {
 		news := false
 		for body, err := range get(at.Family, unix.NFT_MSG_GETSETELEM, netlink.Dump, at.Name, set) {
 			if err != nil {
-				return fmt.Errorf("list set %s: %w", set, err)
+				return false, fmt.Errorf("list set %s: %w", set, err)
 			}
 			_, _, elements, err := decodeElements(body)
 			if err != nil {
-				return fmt.Errorf("list set %s: %w", set, err)
+				return false, fmt.Errorf("list set %s: %w", set, err)
 			}
 			for _, e := range elements {
 				var key [16]byte
@@ -215,22 +220,25 @@ func readElements(at *nftables.Table, set string, f func(element)) error {
 					f(e)
 				}
 			}
+			if limit > 0 && time.Since(start) > limit {
+				return false, nil
+			}
 		}
-		if !news {
+		if !news || time.Since(start) > time.Second {
 			break
 		}
 	}
-	return nil
+	return true, nil
 }
 
-// readBlocks returns the elements of a set of blocked addresses.
-func readBlocks(at *nftables.Table, set string) ([]Block, error) {
-	var blocks []Block
+// readBlocks returns the elements of a set of blocked addresses, those that
+// could be read within limit.
+func readBlocks(at *nftables.Table, set string, limit time.Duration) (blocks []Block, complete bool, err error) {
 	now := time.Now()
-	err := readElements(at, set, func(e element) {
+	complete, err = readElements(at, set, limit, func(e element) {
 		if b, ok := e.block(now); ok {
 			blocks = append(blocks, b)
 		}
 	})
-	return blocks, err
+	return blocks, complete, err
 }

@@ -9,13 +9,8 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
-
-// settle is how long an element is missing before it counts as deleted, where
-// notifications were lost: a commit may be under way.
-const settle = 200 * time.Millisecond
 
 // Run watches what others do to the table, until ctx is done. A table, set,
 // chain or rule that is changed or removed is put back at once, and its
@@ -198,15 +193,17 @@ type filling struct {
 	set      *blockedSet
 	identity identity // the one that it had when it was empty
 	todo     []change
-	n        int
+	n        int   // elements that are in
+	full     int   // those that there was no room for
 	err      error // the first one
 }
 
 // add does what is to do for the filling.
 func (t *Table) add(ctx context.Context, f *filling) {
-	err := t.applyLocked(ctx, f.set, fill, f.todo)
+	full, err := t.applyLocked(ctx, f.set, fill, f.todo)
 	if err == nil {
-		f.n += len(f.todo)
+		f.n += len(f.todo) - full
+		f.full += full
 	} else if f.err == nil {
 		f.err = err
 	}
@@ -273,12 +270,12 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 		f.set.stale = false
 		level := slog.LevelInfo
 		switch {
-		case f.err != nil:
+		case f.err != nil || f.full > 0:
 			level = slog.LevelError
 		case f.n == 0:
 			level = slog.LevelDebug
 		}
-		t.log.Log(ctx, level, "elements restored", "table", t.String(), "set", f.set.name, "elements", f.n, "took", time.Since(start), "error", f.err)
+		t.log.Log(ctx, level, "elements restored", "table", t.String(), "set", f.set.name, "elements", f.n, "no_room", f.full, "took", time.Since(start), "error", f.err)
 	}
 	return again, missed
 }
@@ -294,87 +291,4 @@ func (t *Table) lookAfterOthers() bool {
 		t.log.Error("the table cannot be put right", "table", t.String(), "error", err)
 	}
 	return changed || err != nil
-}
-
-// compareElements tells state how the sets differ from it.
-func (t *Table) compareElements(ctx context.Context, state State) {
-	missing, added, err := t.difference(state)
-	if err == nil && len(missing) > 0 {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(settle):
-		}
-		var still []netip.Prefix
-		if still, _, err = t.difference(state); err == nil {
-			gone := make(map[netip.Prefix]bool, len(still))
-			for _, p := range still {
-				gone[p] = true
-			}
-			missing = slices.DeleteFunc(missing, func(p netip.Prefix) bool { return !gone[p] })
-		}
-	}
-	if err != nil {
-		t.log.Error("the elements cannot be compared", "table", t.String(), "error", err)
-		return
-	}
-	for _, b := range added {
-		state.Added(b)
-	}
-	for _, p := range missing {
-		state.Removed(p)
-	}
-	t.log.Info("elements compared", "table", t.String(), "added", len(added), "deleted", len(missing))
-}
-
-// difference returns the blocks that are in state and in no set, and those
-// that are in a set and not in state. Sets that wait for being filled, or that
-// are not there any more, are passed over.
-func (t *Table) difference(state State) (missing []netip.Prefix, added []Block, err error) {
-	for family, s := range t.sets {
-		if !t.filled(s) {
-			continue
-		}
-		blocks, err := readBlocks(t.at, s.name)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, nil, err
-		}
-		// What was read may be half of this set and half of the next.
-		if err != nil || !t.filled(s) {
-			continue
-		}
-		have := make(map[netip.Prefix]int, len(blocks))
-		for i, b := range blocks {
-			have[b.Prefix] = i
-		}
-		for b := range state.Blocks() {
-			if familyOf(b.Prefix) != family {
-				continue
-			}
-			if _, ok := have[b.Prefix]; ok {
-				delete(have, b.Prefix)
-			} else {
-				missing = append(missing, b.Prefix)
-			}
-		}
-		for _, i := range have {
-			added = append(added, blocks[i])
-		}
-	}
-	return missing, added, nil
-}
-
-// filled reports whether the set that is known still stands, and was filled.
-func (t *Table) filled(s *blockedSet) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if s.stale || s.problem != nil {
-		return false
-	}
-	table, err := readTable(t.at)
-	if err != nil {
-		return false
-	}
-	sets, err := readSets(t.at)
-	return err == nil && s.identity == identity{table.handle, sets[s.name].handle}
 }

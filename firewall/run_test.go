@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -460,4 +461,27 @@ func rawInsertion(t testing.TB, cfg Config, blocks []Block) time.Duration {
 		}
 	}
 	return time.Since(start)
+}
+
+func TestCompare(t *testing.T) {
+	table, _ := open(t, testConfig())
+	blocks := some(3000)
+	if missing, added, err := table.Compare(t.Context(), slices.Values(blocks)); err != nil || len(missing)+len(added) > 0 {
+		t.Errorf("sets that are to be filled: %d missing, %d added, %v", len(missing), len(added), err)
+	}
+	run(t, table, newMemory())
+	filled(t, table)
+	commit(t, table, blocks...)
+	nft(t, "add", "element", "inet", "rblnft", "blocked4", "{ 192.0.2.1 timeout 1h }")
+	gone := []netip.Prefix{blocks[2000].Prefix, blocks[2003].Prefix}
+	if err := table.Remove(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	missing, added, err := table.Compare(t.Context(), slices.Values(blocks))
+	if err != nil || !slices.Equal(missing, gone) || len(added) != 1 || added[0].Prefix.String() != "192.0.2.1/32" {
+		t.Errorf("missing %v, added %v, %v", missing, added, err)
+	}
+	if missing, err = table.stillMissing(t.Context(), append(gone, blocks[0].Prefix)); err != nil || !slices.Equal(missing, gone) {
+		t.Errorf("missing %v, %v", missing, err)
+	}
 }

@@ -74,7 +74,7 @@ type blockedSet struct {
 // The errors are those of the configuration ([Config.Validate]), of netlink,
 // and EPERM without CAP_NET_ADMIN.
 //
-// The table stays when the program ends: Close it only frees descriptors.
+// The table stays when the program ends.
 func Open(cfg Config, log *slog.Logger) (*Table, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -113,7 +113,8 @@ func Open(cfg Config, log *slog.Logger) (*Table, error) {
 	return t, nil
 }
 
-// Close frees the table's descriptors and leaves the kernel's table alone.
+// Close frees descriptors, once Run has returned, and leaves the kernel's table
+// as it is.
 func (t *Table) Close() error {
 	t.listener.close()
 	t.mu.Lock()
@@ -131,8 +132,9 @@ func (t *Table) String() string { return familyName(t.at.Family) + " " + t.at.Na
 // 1,000 elements of one family make one transaction.
 //
 // If there is no room for some of the blocks, the others are in and the error
-// wraps [ErrFull]. Any other error means that some transaction failed; its
-// text says which blocks are affected. Committing them again is harmless.
+// wraps [ErrFull]. Any other error means that a transaction failed and that,
+// for this family, no more were tried; its text says of how many blocks.
+// Committing them again is harmless.
 func (t *Table) Commit(ctx context.Context, blocks []Block) error {
 	var todo [2][]change
 	now := time.Now()
@@ -149,9 +151,7 @@ func (t *Table) Commit(ctx context.Context, blocks []Block) error {
 	}
 	var errs []error
 	for f, changes := range todo {
-		for part := range chunks(lastOfEach(changes)) {
-			errs = append(errs, t.apply(ctx, t.sets[f], renew, part))
-		}
+		errs = append(errs, t.apply(ctx, t.sets[f], renew, lastOfEach(changes)))
 	}
 	return errors.Join(errs...)
 }
@@ -167,19 +167,18 @@ func (t *Table) Remove(ctx context.Context, prefixes []netip.Prefix) error {
 	}
 	var errs []error
 	for f, changes := range todo {
-		for part := range chunks(lastOfEach(changes)) {
-			errs = append(errs, t.apply(ctx, t.sets[f], remove, part))
-		}
+		errs = append(errs, t.apply(ctx, t.sets[f], remove, lastOfEach(changes)))
 	}
 	return errors.Join(errs...)
 }
 
 // Elements returns what the two sets of blocked addresses hold now. The kernel
-// may be changing them meanwhile.
+// may be changing them meanwhile. It needs half a second for a set of 100,000
+// elements, and a minute for a million; see [Table.Compare].
 func (t *Table) Elements() ([]Block, error) {
 	var all []Block
 	for _, s := range t.sets {
-		blocks, err := readBlocks(t.at, s.name)
+		blocks, _, err := readBlocks(t.at, s.name, 0)
 		if err != nil && !(errors.Is(err, unix.ENOENT) && !t.cfg.Rules) {
 			return nil, fmt.Errorf("table %s: %w", t, err)
 		}

@@ -14,7 +14,7 @@ import (
 
 // This file is the netlink form of set elements, linux/netfilter/nf_tables.h.
 // google/nftables has one too, for all else that a table consists of; it needs
-// thirty times as long for an element (see BenchmarkEncode), cannot send
+// many times as long for an element (see BenchmarkEncode), cannot send
 // NFT_MSG_DESTROYSETELEM, and its monitor does not say of which set an element
 // is.
 
@@ -47,6 +47,11 @@ func (b *batch) reset(family byte, table string, seq uint32) {
 	*b = batch{buf: b.buf[:0], family: family, table: table, seq: seq}
 	b.header(unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, seq)
 	b.control()
+}
+
+// questions starts a row of questions, which are no transaction.
+func (b *batch) questions(family byte, table string) {
+	*b = batch{buf: b.buf[:0], family: family, table: table}
 }
 
 // message appends a message about the set: kind is one of the
@@ -140,15 +145,14 @@ func milliseconds(d time.Duration) uint64 {
 // cleanComment is what of a comment nft can print and read back: printable
 // ASCII without the quotation mark, [maxComment] bytes at most.
 func cleanComment(s string) string {
-	clean := func(r rune) rune {
-		if r < 32 || r > 126 || r == '"' {
-			return -1
-		}
-		return r
-	}
 	for i := 0; i < len(s); i++ {
-		if clean(rune(s[i])) < 0 {
-			s = strings.Map(clean, s)
+		if s[i] < 32 || s[i] > 126 || s[i] == '"' {
+			s = strings.Map(func(r rune) rune {
+				if r < 32 || r > 126 || r == '"' {
+					return -1
+				}
+				return r
+			}, s)
 			break
 		}
 	}
