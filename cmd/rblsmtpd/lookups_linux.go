@@ -171,13 +171,16 @@ const maxServers = 16 // as rblsmtpd has it
 func cacheServers(text string) []netip.Addr {
 	var servers []netip.Addr
 	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ' ' || r == ',' || r == '\t' || r == '\n' }) {
-		for word != "" && len(servers) < maxServers {
+		for len(servers) < maxServers {
+			if word = strings.TrimLeft(word, "."); word == "" {
+				break
+			}
 			addr, rest, ok := cutAddr(word)
 			if !ok {
 				return servers
 			}
 			servers = append(servers, addr)
-			word = strings.TrimLeft(rest, ".")
+			word = rest
 		}
 	}
 	return servers
