@@ -141,7 +141,7 @@ type client struct {
 
 // event is one thing that a client does.
 type event struct {
-	do    string // send, split, await, shut, close, reset, wait
+	do    string // send, split, await, greeted, shut, close, reset, wait
 	data  string // for send and split
 	lines int    // for await: how many lines it has got altogether
 }
@@ -171,9 +171,18 @@ func (c *testCase) String() string {
 	for _, word := range c.launch {
 		b.WriteString(" " + quote(word))
 	}
-	for i, word := range c.args() {
+	args := c.args()
+	dump := dumpProg()
+	dumps := len(c.prog) >= len(dump) && slices.Equal(c.prog[1:len(dump)], dump[1:])
+	for i, word := range args {
 		if i == 0 && c.launch != nil {
 			word = "rblsmtpd"
+		}
+		if behind := i - (len(args) - len(c.prog)); dumps && behind > 1 && behind < len(dump) {
+			if behind == 2 {
+				b.WriteString(" …")
+			}
+			continue
 		}
 		if i > 0 && len(word) > 200 {
 			word = fmt.Sprintf("%s…(%d bytes)", word[:200], len(word))
