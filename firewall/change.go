@@ -20,8 +20,7 @@ type change struct {
 	known   presence
 }
 
-// presence is whether an element is in the kernel's set, as far as a refused
-// transaction has told.
+// presence is whether an element is in the kernel's set, as far as is known.
 type presence int8
 
 const (
@@ -105,16 +104,24 @@ const attempts = 12
 
 // applyLocked does the changes in one transaction, and returns how many of them
 // there is no room for. As a transaction is done as a whole or not at all, and
-// the presence of elements is not known without asking, it is tried, and where
-// the kernel refuses it its answer says what to do differently.
+// nobody knows what the set holds at that moment, it is tried, and where the
+// kernel refuses it its answer says what to do differently.
 func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo []change) (full int, err error) {
-	single := false
+	single, asked := false, false
 	for try := 1; len(todo) > 0; try++ {
 		if err := ctx.Err(); err != nil {
 			return full, err
 		}
 		if s.problem != nil {
 			return full, s.problem
+		}
+		if t.failsOnMissing && p != fill && !asked {
+			// Cheaper than a refusal, for which the kernel waits until no
+			// packet is under way (synchronize_rcu in nf_tables_abort).
+			asked = true
+			if err := t.look(s, todo); err != nil {
+				return full, err
+			}
 		}
 		parts := t.encode(s, p, todo, single)
 		if len(parts) == 0 {
@@ -166,6 +173,27 @@ func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo 
 			"table", t.String(), "set", s.name, "max_elements", t.cfg.MaxElements, "left_out", full)
 	}
 	return full, nil
+}
+
+// look finds out which of the elements are there.
+func (t *Table) look(s *blockedSet, todo []change) error {
+	for part := range slices.Chunk(todo, perQuestion) {
+		t.batch.questions(byte(t.at.Family), t.at.Name)
+		for _, c := range part {
+			t.batch.message(unix.NFT_MSG_GETSETELEM, 0, s.name, func(b []byte) []byte { return appendKey(b, c.key) })
+		}
+		there, err := t.conn.ask(&t.batch)
+		if err != nil {
+			return err
+		}
+		for i := range part {
+			part[i].known = absent
+			if there[i] {
+				part[i].known = present
+			}
+		}
+	}
+	return nil
 }
 
 // temporary reports whether a transaction that failed with err may succeed

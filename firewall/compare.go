@@ -130,8 +130,13 @@ func (t *Table) missing(ctx context.Context, s *blockedSet, prefixes iter.Seq[ne
 }
 
 // ask sends questions for single elements, and reports for each whether the
-// element is there.
+// element is there. Elements of a set that does not exist are not there.
 func (c *conn) ask(b *batch) (there []bool, err error) {
+	defer func() {
+		if err != nil {
+			c.drain()
+		}
+	}()
 	if ctl := c.raw.Control(func(fd uintptr) {
 		err = unix.Sendto(int(fd), b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	}); ctl != nil {

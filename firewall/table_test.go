@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -867,5 +866,68 @@ func TestNoDescriptorLeaks(t *testing.T) {
 	if after := count(); after > before+2 {
 		t.Errorf("%d descriptors, were %d", after, before)
 	}
-	_ = os.Getpid
+}
+
+// Restoring leaves alone what is there already, whatever its timeout.
+func TestFillLeavesWhatIsThere(t *testing.T) {
+	eachPath(t, func(t *testing.T, old bool) {
+		table, _ := open(t, testConfig())
+		table.failsOnMissing = old
+		commit(t, table, block("192.0.2.1", "new.example", 2*time.Hour), block("192.0.2.3", "new.example", 2*time.Hour))
+		var todo []change
+		for i := range 4 {
+			c, err := changeTo(block(fmt.Sprintf("192.0.2.%d", i), "old.example", time.Hour), time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			todo = append(todo, c)
+		}
+		if _, err := table.applyOne(t.Context(), table.sets[0], fill, todo); err != nil {
+			t.Fatal(err)
+		}
+		got := blocked(t, table)
+		for i, want := range []string{"old.example", "new.example", "old.example", "new.example"} {
+			if b := got[fmt.Sprintf("192.0.2.%d/32", i)]; b.Zone != want {
+				t.Errorf("192.0.2.%d: %q, want %q", i, b.Zone, want)
+			}
+		}
+	})
+}
+
+func TestLearn(t *testing.T) {
+	const del, destroy, add = unix.NFT_MSG_DELSETELEM, nftMsgDestroySetElem, unix.NFT_MSG_NEWSETELEM
+	for _, tt := range []struct {
+		name     string
+		parts    []part
+		failures []failure
+		want     lesson
+		known    [3]presence
+		old      bool
+		err      error
+	}{
+		{name: "one is there", parts: []part{{add, []int{0}}, {add, []int{1}}}, failures: []failure{{1, unix.EEXIST}}, known: [3]presence{1: present}},
+		{name: "some are there", parts: []part{{add, []int{0, 1, 2}}}, failures: []failure{{0, unix.EEXIST}}, want: lesson{single: true}},
+		{name: "one is gone", parts: []part{{del, []int{2}}, {add, []int{2}}}, failures: []failure{{0, unix.ENOENT}}, known: [3]presence{2: absent}},
+		{name: "the set is gone", parts: []part{{del, []int{2}}, {add, []int{2}}}, failures: []failure{{0, unix.ENOENT}, {1, unix.ENOENT}}, known: [3]presence{2: absent}, err: unix.ENOENT},
+		{name: "no room for one", parts: []part{{destroy, []int{0, 1, 2}}, {add, []int{0}}, {add, []int{1}}}, failures: []failure{{2, unix.ENFILE}}, want: lesson{out: []bool{false, true, false}, full: 1}},
+		{name: "no room for some", parts: []part{{destroy, []int{0, 1, 2}}, {add, []int{0, 1, 2}}}, failures: []failure{{1, unix.ENFILE}}, want: lesson{single: true}},
+		{name: "old kernel", parts: []part{{destroy, []int{0}}, {add, []int{0}}}, failures: []failure{{0, unix.EINVAL}}, old: true},
+		{name: "not permitted", parts: []part{{add, []int{0}}}, failures: []failure{{-1, unix.EPERM}}, err: unix.EPERM},
+		{name: "bad element", parts: []part{{add, []int{0}}}, failures: []failure{{0, unix.EINVAL}}, err: unix.EINVAL},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var table Table
+			todo := make([]change, 3)
+			got, err := table.learn(tt.parts, todo, tt.failures)
+			if !errors.Is(err, tt.err) || got.single != tt.want.single || got.full != tt.want.full ||
+				tt.want.out != nil && !slices.Equal(got.out, tt.want.out) || table.failsOnMissing != tt.old {
+				t.Errorf("learnt %+v, old kernel %v, error %v", got, table.failsOnMissing, err)
+			}
+			for i, c := range todo {
+				if c.known != tt.known[i] {
+					t.Errorf("element %d: %v, want %v", i, c.known, tt.known[i])
+				}
+			}
+		})
+	}
 }
