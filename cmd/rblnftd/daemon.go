@@ -23,6 +23,7 @@ import (
 	"rblnft/firewall"
 	"rblnft/firewall/book"
 	"rblnft/firewall/intake"
+	"rblnft/systemd"
 )
 
 // A daemon is the program between its start and its end.
@@ -33,6 +34,7 @@ type daemon struct {
 	cfg    config
 	log    *slog.Logger
 
+	notifier systemd.Notifier
 	receiver *intake.Receiver
 	queue    *intake.Queue
 	table    *firewall.Table
@@ -103,6 +105,8 @@ func (d *daemon) run() (err error) {
 		return d.keeper.Run(ctx)
 	})
 	tasks.Go(func() error { return d.compareOnce(ctx) })
+	tasks.Go(func() error { return d.notifier.Watchdog(ctx, d.alive) })
+	tasks.Go(func() error { return d.showStatus(ctx) })
 	tasks.Go(func() error {
 		for {
 			select {
@@ -113,12 +117,14 @@ func (d *daemon) run() (err error) {
 					d.reload(ctx)
 					continue
 				}
+				d.notifier.Stopping()
 				d.log.Info("ending: finishing what was received", "signal", s.String(), "queued", d.queue.Len())
 				stopReceiving()
 				time.AfterFunc(finish, stopWorking)
 			}
 		}
 	})
+	d.notifier.Ready()
 	d.log.Info("ready", "table", d.table.String(), "config", d.file, "state", stateDirectory())
 	err = tasks.Wait()
 	blocked, remembered := b.Len()
@@ -173,6 +179,8 @@ func (d *daemon) compareOnce(ctx context.Context) error {
 // reload reads the configuration again. What is wrong with it is said, and the
 // old one stays.
 func (d *daemon) reload(ctx context.Context) {
+	d.notifier.Reloading()
+	defer d.notifier.Ready()
 	cfg, err := load(d.file, d.given)
 	if err != nil {
 		d.log.Error("the configuration is bad: the old one stays in force", "error", err)
@@ -196,6 +204,44 @@ func (d *daemon) reload(ctx context.Context) {
 	cfg.table.Allow = allow
 	d.cfg = cfg
 	d.log.Info("configuration read again", "config", d.file, "unblocked", len(unblocked))
+}
+
+// hung is how long one turn of a loop may take.
+const hung = 20 * time.Second
+
+// alive returns what hangs.
+func (d *daemon) alive() error {
+	if busy := d.receiver.Busy(); busy > hung {
+		return fmt.Errorf("the receiving loop has been busy with one datagram for %s", busy.Round(time.Second))
+	}
+	if busy := d.keeper.Busy(); busy > hung {
+		return fmt.Errorf("the committing loop has been busy with one batch for %s", busy.Round(time.Second))
+	}
+	return nil
+}
+
+// showStatus keeps the line that systemctl status shows.
+func (d *daemon) showStatus(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		b := d.book.Load()
+		blocked, remembered := b.Len()
+		trouble := "all is well"
+		if err := b.NotPersisted(); err != nil {
+			trouble = fmt.Sprintf("not persisted: %v", err)
+		}
+		if err := d.keeper.Failing(); err != nil {
+			trouble = fmt.Sprintf("not committed: %v", err)
+		}
+		d.notifier.Status("%d blocked, %d remembered; %d hits, %d refused, %d dropped; %s",
+			blocked, remembered, d.receiver.Received(), d.receiver.AllRefused(), d.queue.Dropped(), trouble)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // stateDirectory is where the journal is: what systemd gives (systemd.exec(5),

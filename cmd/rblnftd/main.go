@@ -24,6 +24,9 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
+
+	"rblnft/systemd"
 )
 
 const usage = "usage: rblnftd [-t] [-c FILE] [-s PATH]\n"
@@ -62,12 +65,14 @@ func main() {
 	}
 	// Whoever reads the log may go away.
 	signal.Ignore(syscall.SIGPIPE)
-	d := daemon{
-		file: *file, given: given, socket: *path, cfg: cfg,
-		log: slog.New(logHandler()),
-	}
-	if err := d.run(); err != nil {
+	handler := systemd.NewLogHandler()
+	d := daemon{file: *file, given: given, socket: *path, cfg: cfg, log: slog.New(handler)}
+	d.notifier.Log = d.log
+	if err = d.run(); err != nil {
 		d.log.Error("rblnftd ends", "error", err)
+	}
+	handler.Flush(time.Second)
+	if err != nil {
 		os.Exit(exitFailure)
 	}
 }

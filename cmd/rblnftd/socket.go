@@ -5,16 +5,24 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"rblnft/systemd"
 )
 
 // hitsSocket returns the socket that hits come from: systemd's, or with -s one
 // of our own.
 func (d *daemon) hitsSocket() (conn *net.UnixConn, done func(), err error) {
+	if conn, err = systemd.HitsSocket(); err != nil {
+		return nil, nil, err
+	}
+	if conn != nil {
+		// It stays systemd's, and with it what is sent to it from now on.
+		return conn, func() { conn.Close() }, nil
+	}
 	if d.socket == "" {
 		return nil, nil, errors.New("no hits socket: systemd handed none over, and -s gives none")
 	}
@@ -82,9 +90,4 @@ func removeStale(path string) error {
 		return err
 	}
 	return os.Remove(path)
-}
-
-// logHandler writes lines to standard error.
-func logHandler() slog.Handler {
-	return slog.NewTextHandler(os.Stderr, nil)
 }

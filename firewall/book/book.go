@@ -414,6 +414,10 @@ func (b *Book) Len() (blocked, remembered int) {
 	return blocked, len(b.records[0]) + len(b.records[1]) - blocked
 }
 
+// NotPersisted returns why what happens is not written down at the moment, or
+// nil. Without a directory it is nil.
+func (b *Book) NotPersisted() error { return b.journal.failure() }
+
 // Close writes down what is not on the disk yet.
 func (b *Book) Close() error { return b.journal.close() }
 

@@ -43,7 +43,7 @@ type journal struct {
 	old    []string   // segments that a new snapshot makes superfluous
 	lines  int        // in all segments, since the snapshot
 	missed bool       // something was not written: compaction is due
-	said   bool       // that it was not
+	failed error      // why it was not; it has been said
 	synced bool       // all of file is on the disk
 	buf    []byte
 
@@ -301,11 +301,21 @@ func (j *journal) fail(err error) {
 // failLocked says, once, that something is not persisted.
 func (j *journal) failLocked(err error) {
 	j.missed = true
-	if !j.said {
-		j.said = true
+	if j.failed == nil {
+		j.failed = err
 		j.log.Error("blocks are not persisted; blocking goes on, and this is tried again",
 			"dir", j.dir, "error", err, "again_after", retryAfter)
 	}
+}
+
+// failure returns why something is not persisted.
+func (j *journal) failure() error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed
 }
 
 // sync puts on the disk what was appended.
@@ -355,8 +365,8 @@ func (j *journal) compact(records int, all iter.Seq[[]entry]) {
 		j.failLocked(err)
 	case err != nil:
 		j.log.Warn("the journal cannot be compacted, and grows", "dir", j.dir, "error", err, "again_after", retryAfter)
-	case j.said && !j.missed:
-		j.said = false
+	case j.failed != nil && !j.missed:
+		j.failed = nil
 		j.log.Info("blocks are persisted again", "dir", j.dir)
 	}
 	if err != nil || j.missed {

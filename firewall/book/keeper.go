@@ -330,7 +330,7 @@ func (k *Keeper) logHit(o *Outcome, batch int) {
 		attrs = append(attrs,
 			slog.String("prefix", o.Prefix.String()),
 			slog.Duration("timeout", o.Timeout.Round(time.Millisecond)),
-			slog.Time("expires", o.Expires),
+			slog.String("expires", o.Expires.UTC().Format("2006-01-02T15:04:05.000Z")),
 			slog.Int("returns", o.Returns),
 			slog.Int("batch", batch))
 	case Counted:

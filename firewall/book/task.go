@@ -58,23 +58,23 @@ const (
 func (b *Book) Run(ctx context.Context) error {
 	tick := time.NewTicker(syncInterval)
 	defer tick.Stop()
-	for {
+	for now := time.Now(); ; {
+		b.journal.sync()
+		b.mu.Lock()
+		if now.Sub(b.swept) >= sweepInterval {
+			// Others may have the lock meanwhile.
+			b.sweep(now, func() {
+				b.mu.Unlock()
+				b.mu.Lock()
+			})
+		}
+		records := len(b.records[0]) + len(b.records[1])
+		b.mu.Unlock()
+		b.journal.compact(records, b.chunks())
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
-			b.journal.sync()
-			b.mu.Lock()
-			if now.Sub(b.swept) >= sweepInterval {
-				// Others may have the lock meanwhile.
-				b.sweep(now, func() {
-					b.mu.Unlock()
-					b.mu.Lock()
-				})
-			}
-			records := len(b.records[0]) + len(b.records[1])
-			b.mu.Unlock()
-			b.journal.compact(records, b.chunks())
+		case now = <-tick.C:
 		}
 	}
 }

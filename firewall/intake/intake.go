@@ -43,6 +43,7 @@ type Receiver struct {
 	fds      []int
 	closer   closer
 	received atomic.Uint64
+	busy     atomic.Int64 // since when, in Unix nanoseconds; 0: waiting
 	refusals refusals
 }
 
@@ -136,7 +137,9 @@ func (r *Receiver) receive(wait bool) error {
 	if err != nil {
 		return err
 	}
-	r.received.Add(1)
+	r.busy.Store(time.Now().UnixNano())
+	defer r.busy.Store(0)
+	defer r.received.Add(1)
 	report, refusal := r.judge(r.buf[:n], r.oob[:oobn], flags)
 	if refusal != nil {
 		r.refusals.add(refusal)
@@ -210,3 +213,20 @@ func (r *Receiver) Received() uint64 { return r.received.Load() }
 
 // Refused returns how many datagrams were refused for a reason.
 func (r *Receiver) Refused(why Reason) uint64 { return r.refusals.count(why) }
+
+// AllRefused returns how many datagrams were refused.
+func (r *Receiver) AllRefused() (n uint64) {
+	for _, why := range Reasons() {
+		n += r.Refused(why)
+	}
+	return n
+}
+
+// Busy returns for how long the datagram under way has been under way.
+func (r *Receiver) Busy() time.Duration {
+	since := r.busy.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
+}
