@@ -2,6 +2,13 @@
 //
 //	go run ./cmd/setup build DIR
 //	go run ./cmd/setup check
+//	go run ./cmd/setup install
+//	go run ./cmd/setup uninstall [-purge]
+//
+// Install and uninstall heed two variables of the environment: $PREFIX, of
+// programs and manual pages (default /usr/local), and $DESTDIR, which is put
+// before every path; with it set files are put in place or taken away and
+// nothing else is done.
 package main
 
 import (
@@ -13,6 +20,10 @@ import (
 
 const usage = `usage: go run ./cmd/setup build DIR    compile all programs into DIR
        go run ./cmd/setup check        install what the tests need, and run every test
+       go run ./cmd/setup install      put programs, units and manual pages in place
+       go run ./cmd/setup uninstall [-purge]
+                                       take them away, with -purge configuration and state too
+$PREFIX (/usr/local) and $DESTDIR say where to install to.
 `
 
 func main() {
@@ -26,6 +37,12 @@ func main() {
 		err = build.All(args[0])
 	case verb == "check" && len(args) == 0:
 		err = check()
+	case verb == "install" && len(args) == 0:
+		err = install()
+	case verb == "uninstall" && len(args) == 0:
+		err = uninstall(false)
+	case verb == "uninstall" && len(args) == 1 && args[0] == "-purge":
+		err = uninstall(true)
 	default:
 		fail(100, usage)
 	}
