@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -56,9 +55,6 @@ func lastOfEach(changes []change) []change {
 	}
 	return kept
 }
-
-// chunks cuts changes into those of one transaction each.
-func chunks(changes []change) iter.Seq[[]change] { return slices.Chunk(changes, perTransaction) }
 
 // apply does the changes, in as many transactions as they need. Between two
 // of them others have their turn.

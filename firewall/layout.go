@@ -387,10 +387,7 @@ func (t *Table) know(l layout) {
 			continue
 		}
 		s.identity, s.stale = id, true
-		select {
-		case t.wake <- struct{}{}:
-		default:
-		}
+		t.poke()
 	}
 }
 
@@ -429,7 +426,7 @@ func (t *Table) mend(l layout, f fault, first bool) error {
 		return err
 	}
 	for i, changes := range kept {
-		for part := range chunks(changes) {
+		for part := range slices.Chunk(changes, perTransaction) {
 			if _, err := t.applyLocked(context.Background(), t.sets[i], fill, part); err != nil {
 				t.log.Warn("elements of the replaced set are lost", "set", t.sets[i].name, "error", err)
 			}

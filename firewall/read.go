@@ -188,16 +188,21 @@ func eachAttr(body []byte, f func(*netlink.AttributeDecoder)) error {
 	return ad.Err()
 }
 
-// passes bounds how often readElements reads a set.
-const passes = 4
+const (
+	// passes bounds how often readElements reads a set,
+	passes = 4
+	// and oncePast is how many elements it must not have for that.
+	oncePast = 300_000
+)
 
-// readElements calls f once with every element of a set. The set is read until
-// nothing new comes: the kernel finds the place where one part of its answer
-// ended, and the next begins, by counting (nft_rhash_walk), and skips some
-// elements if others were freed in between. So the time it needs is as the
-// square of the number of elements: half a second for 100,000, a minute for a
-// million. A set of that size is read once, and no longer than limit if that is
-// not 0; then it reports that it is not complete.
+// readElements calls f once with every element of a set. The kernel finds the
+// place where one part of its answer ended, and the next begins, by counting
+// (nft_rhash_walk). So it skips elements if others were freed in between, or
+// the hash table is being resized, and the set is read until nothing new comes;
+// and the time for that is as the square of the number of elements: half a
+// second for 100,000, a minute for a million. A set of that size is read once.
+// With limit, other than 0, reading ends after that time; it reports whether it
+// was complete.
 func readElements(at *nftables.Table, set string, limit time.Duration, f func(element)) (complete bool, err error) {
 	seen := map[[16]byte]struct{}{}
 	start := time.Now()
@@ -224,7 +229,7 @@ func readElements(at *nftables.Table, set string, limit time.Duration, f func(el
 				return false, nil
 			}
 		}
-		if !news || time.Since(start) > time.Second {
+		if !news || len(seen) > oncePast {
 			break
 		}
 	}

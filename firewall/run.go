@@ -2,9 +2,7 @@ package firewall
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -37,50 +35,76 @@ func (t *Table) Run(ctx context.Context, state State) error {
 	}()
 
 	// Who keeps changing the table is answered ten times a second, and no
-	// more often.
+	// more often; elements are compared every ten seconds at most.
 	often := rate.NewLimiter(rate.Every(100*time.Millisecond), 20)
+	var compare <-chan time.Time
+	var compared time.Time
+	compareSoon := func() {
+		if compare == nil {
+			compare = time.After(max(0, time.Until(compared.Add(compareEvery))))
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-compare:
+			t.compareElements(ctx, state)
+			compare, compared = nil, time.Now()
+			continue
 		case <-t.wake:
-			if err := t.restore(ctx, state); err != nil {
-				return err
-			}
+			t.checkStructure()
 		case tx := <-transactions:
 			if tx.err != nil {
 				return tx.err
 			}
 			if tx.lost {
-				t.log.Warn("notifications of changes were lost: comparing all elements", "table", t.String())
+				t.log.Warn("notifications of changes were lost: all elements will be compared", "table", t.String())
+				compareSoon()
 			}
 			if tx.structure || tx.lost {
 				if often.Wait(ctx) != nil {
 					return nil
 				}
-				t.checkStructure(tx.by)
+				if tx.structure {
+					t.log.Info("the table was changed", "table", t.String(), "by", tx.by)
+				}
+				t.checkStructure()
 			}
 			t.tell(ctx, tx, state)
-			if tx.lost {
-				t.compareElements(ctx, state)
-			}
-			if err := t.restore(ctx, state); err != nil {
-				return err
-			}
+		}
+		missed, err := t.restore(ctx, state)
+		if err != nil {
+			return err
+		}
+		if missed {
+			compareSoon()
 		}
 	}
 }
 
+const (
+	// compareEvery is how often all elements are compared at most.
+	compareEvery = 10 * time.Second
+	// tryAgain is after how long that is tried again which failed.
+	tryAgain = time.Second
+)
+
+// poke wakes Run, which then looks at the table and fills what is stale.
+func (t *Table) poke() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
 // checkStructure puts back what somebody changed of the table.
-func (t *Table) checkStructure(by string) {
+func (t *Table) checkStructure() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if by != "" {
-		t.log.Info("the table was changed", "table", t.String(), "by", by)
-	}
 	if err := t.stand(false); err != nil {
-		t.log.Error("the table cannot be put right", "table", t.String(), "error", err)
-		return
+		t.log.Error("the table cannot be put right; it will be tried again", "table", t.String(), "error", err)
+		time.AfterFunc(tryAgain, t.poke)
 	}
 }
 
@@ -117,42 +141,44 @@ func (t *Table) widen(ctx context.Context, s *blockedSet, e element, b Block) {
 	if err == nil {
 		err = t.apply(ctx, s, remove, []change{{key: addr}})
 	}
-	t.log.Info("an address was added, and stands for its network", "set", s.name, "address", addr, "network", b.Prefix, "error", err)
+	if err != nil {
+		t.log.Error("an address was added that should stand for its network", "network", b.Prefix, "error", err)
+		return
+	}
+	t.log.Info("an address was added, and stands for its network", "set", s.name, "address", addr, "network", b.Prefix)
 }
 
-// restore fills the sets that are stale. Its error means that the listener has
-// failed.
-func (t *Table) restore(ctx context.Context, state State) error {
+// restore fills the sets that are stale, and reports whether changes may have
+// been missed meanwhile. Its error means that the listener has failed.
+func (t *Table) restore(ctx context.Context, state State) (missed bool, err error) {
 	for range attempts {
-		again, missed, err := t.refillUnheard(ctx, state)
+		again, more, err := t.refillUnheard(ctx, state)
 		if err != nil {
-			return err
+			return false, err
 		}
-		if missed {
-			t.checkStructure("")
-			t.compareElements(ctx, state)
+		if more {
+			missed = true
+			t.checkStructure()
 		}
-		if !again && !missed || ctx.Err() != nil {
+		if !again && !more || ctx.Err() != nil {
 			break
 		}
 	}
-	return nil
+	return missed, nil
 }
 
 // refillUnheard fills the sets that are stale while the listener is not
 // listening: the kernel composes a notification for every element even if the
 // only listener wants none of them, and needs more time for that than for
-// adding the element. Whether there were changes that others made meanwhile is
-// seen from the generation of the ruleset.
+// adding the element. Whether others made changes meanwhile is seen from the
+// generation of the ruleset.
 func (t *Table) refillUnheard(ctx context.Context, state State) (again, missed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.anyStale() {
 		return false, false, nil
 	}
-	if err := t.markGeneration(); err != nil {
-		return false, false, err
-	}
+	t.markGeneration()
 	if err := t.listener.leave(); err != nil {
 		return false, false, fmt.Errorf("stop listening for changes: %w", err)
 	}
@@ -160,27 +186,34 @@ func (t *Table) refillUnheard(ctx context.Context, state State) (again, missed b
 	if err := t.listener.join(); err != nil {
 		return false, false, fmt.Errorf("listen for changes: %w", err)
 	}
-	more, err := t.othersChanged()
-	return again, missed || more, err
+	return again, t.othersChanged() || missed, nil
 }
 
 // A mark is a generation of the ruleset, and how many transactions we had done
-// by then.
+// by then. Without a generation, 0, it is not known.
 type mark struct{ generation, done uint32 }
 
 // markGeneration remembers the present generation for othersChanged.
-func (t *Table) markGeneration() error {
-	generation, err := readGeneration()
-	t.mark = mark{generation, t.conn.done}
+func (t *Table) markGeneration() {
+	t.mark = mark{t.generation(), t.conn.done}
 	t.conn.vague = false
-	return err
 }
 
 // othersChanged reports whether transactions were done since the mark that were
 // not ours, or may not have been.
-func (t *Table) othersChanged() (bool, error) {
+func (t *Table) othersChanged() bool {
+	generation := t.generation()
+	return t.conn.vague || generation == 0 || t.mark.generation == 0 ||
+		generation-t.mark.generation != t.conn.done-t.mark.done
+}
+
+// generation is the generation of the ruleset, or 0.
+func (t *Table) generation() uint32 {
 	generation, err := readGeneration()
-	return t.conn.vague || generation-t.mark.generation != t.conn.done-t.mark.done, err
+	if err != nil {
+		t.log.Debug("whether others changed the ruleset is not known", "error", err)
+	}
+	return generation
 }
 
 // anyStale reports whether there is a set to be filled.
@@ -267,15 +300,17 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 			again = true
 			continue
 		}
-		f.set.stale = false
-		level := slog.LevelInfo
-		switch {
-		case f.err != nil || f.full > 0:
-			level = slog.LevelError
-		case f.n == 0:
-			level = slog.LevelDebug
+		if f.err != nil {
+			t.log.Error("elements cannot be restored; it will be tried again",
+				"table", t.String(), "set", f.set.name, "restored", f.n, "error", f.err)
+			time.AfterFunc(tryAgain, t.poke)
+			continue
 		}
-		t.log.Log(ctx, level, "elements restored", "table", t.String(), "set", f.set.name, "elements", f.n, "no_room", f.full, "took", time.Since(start), "error", f.err)
+		f.set.stale = false
+		if f.n > 0 {
+			t.log.Info("elements restored", "table", t.String(), "set", f.set.name,
+				"restored", f.n, "no_room", f.full, "took", time.Since(start))
+		}
 	}
 	return again, missed
 }
@@ -283,12 +318,12 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 // lookAfterOthers puts the table right if others changed something since the
 // mark, which it moves, and reports whether they did.
 func (t *Table) lookAfterOthers() bool {
-	changed, err := t.othersChanged()
-	if err == nil && changed {
-		err = errors.Join(t.stand(false), t.markGeneration())
+	if !t.othersChanged() {
+		return false
 	}
-	if err != nil {
+	t.markGeneration()
+	if err := t.stand(false); err != nil {
 		t.log.Error("the table cannot be put right", "table", t.String(), "error", err)
 	}
-	return changed || err != nil
+	return true
 }

@@ -173,8 +173,9 @@ func (t *Table) Remove(ctx context.Context, prefixes []netip.Prefix) error {
 }
 
 // Elements returns what the two sets of blocked addresses hold now. The kernel
-// may be changing them meanwhile. It needs half a second for a set of 100,000
-// elements, and a minute for a million; see [Table.Compare].
+// may be changing them meanwhile. It needs a second for a set of 100,000
+// elements, but a minute for a million, of which it may not find all: see
+// [Table.Compare].
 func (t *Table) Elements() ([]Block, error) {
 	var all []Block
 	for _, s := range t.sets {
