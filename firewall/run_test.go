@@ -362,14 +362,14 @@ func TestLostNotifications(t *testing.T) {
 	}
 	nft(t, "flush", "set", "inet", "rblnft", "blocked6")
 	var script strings.Builder
+	script.WriteString("add element inet rblnft blocked4 { ")
 	for i := range 3000 {
-		fmt.Fprintf(&script, "add element inet rblnft blocked4 { 12.0.%d.%d timeout 1h }\n", i>>8, i&255)
+		fmt.Fprintf(&script, "12.0.%d.%d timeout 1h, ", i>>8, i&255)
 	}
-	script.WriteString("delete element inet rblnft blocked4 { 11.0.0.1 }\nflush chain inet rblnft input\n")
+	script.WriteString("}\ndelete element inet rblnft blocked4 { 11.0.0.1 }\nflush chain inet rblnft input\n")
 	nftInput(t, script.String())
 	run(t, table, state)
 	eventually(t, "the rules are back", func() bool { return stands(t) })
-	defer func() { t.Log(state.count(), len(blocked(t, table)), log) }()
 	eventually(t, "the state knows", func() bool { return state.count() == len(blocked(t, table)) && state.count() == 5000-1250-1+3000 })
 	if _, ok := state.has("11.0.0.1/32"); ok {
 		t.Error("11.0.0.1 was deleted by hand, and the state still has it")
@@ -387,7 +387,7 @@ func TestFlushOf200000(t *testing.T) {
 	cfg := DefaultConfig()
 	blocks := some(n)
 	var rule, elements, raw time.Duration
-	for range 3 {
+	for range 5 { // the machine may be busy with something else
 		raw = rawInsertion(t, cfg, blocks)
 		table, _ := open(t, cfg)
 		ctx, cancel := context.WithCancel(t.Context())
