@@ -19,9 +19,10 @@ type testCase struct {
 
 	env    []string // as it is, whatever it is
 	client client
-	closed []int    // of the descriptors 0 to 2
-	extra  []int    // descriptors above 2 that are open
-	launch []string // the command that starts the program, with limits and signals of its own
+	closed []int         // of the descriptors 0 to 2
+	extra  []int         // descriptors above 2 that are open
+	during func(pid int) // what the event call does
+	launch []string      // the command that starts the program, with limits and signals of its own
 }
 
 // option is one option on the command line.
@@ -141,7 +142,7 @@ type client struct {
 
 // event is one thing that a client does.
 type event struct {
-	do    string // send, split, await, greeted, shut, close, reset, wait
+	do    string // send, split, await, greeted, shut, close, reset, wait, pause, call
 	data  string // for send and split
 	lines int    // for await: how many lines it has got altogether
 }

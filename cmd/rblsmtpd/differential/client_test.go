@@ -15,6 +15,7 @@ type connection struct {
 	childIn, childOut int      // the program's descriptors 0 and 1
 	in, out           *os.File // the client's ends; in is written to, and nil if it cannot be
 	transport         string
+	during            func() // for the event call
 
 	mu             sync.Mutex
 	changed        *sync.Cond
@@ -165,6 +166,10 @@ func (c *connection) do(e event) {
 			c.changed.Wait()
 		}
 		c.mu.Unlock()
+	case "pause":
+		time.Sleep(200 * time.Millisecond)
+	case "call":
+		c.during()
 	case "shut":
 		switch {
 		case c.in == nil:

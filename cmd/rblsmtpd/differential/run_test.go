@@ -118,6 +118,7 @@ type result struct {
 	state  string // in which it found itself, a line for each thing
 
 	took time.Duration
+	cpu  time.Duration // of the processor, with the next program's
 }
 
 // patience is how long a program may take before it is killed. The reference
@@ -194,6 +195,7 @@ func (l *lab) run(p program, c *testCase) (*result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	conn.during = func() { c.during(pid) }
 	talked := make(chan struct{})
 	go func() {
 		conn.talk(rest)
@@ -217,10 +219,11 @@ func (l *lab) run(p program, c *testCase) (*result, error) {
 		}
 	})
 	var status syscall.WaitStatus
-	var usage unix.Siginfo
+	var usage syscall.Rusage
+	var info unix.Siginfo
 	for {
 		// Leave the process a zombie until nobody can kill it any more.
-		if err := unix.Waitid(unix.P_PID, pid, &usage, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
+		if err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != unix.EINTR {
 			break
 		}
 	}
@@ -230,7 +233,7 @@ func (l *lab) run(p program, c *testCase) (*result, error) {
 	mu.Unlock()
 	timer.Stop()
 	for {
-		if _, err := syscall.Wait4(pid, &status, 0, nil); err != syscall.EINTR {
+		if _, err := syscall.Wait4(pid, &status, 0, &usage); err != syscall.EINTR {
 			break
 		}
 	}
@@ -238,7 +241,7 @@ func (l *lab) run(p program, c *testCase) (*result, error) {
 	conn.ended()
 	<-talked
 
-	r := &result{took: took}
+	r := &result{took: took, cpu: time.Duration(usage.Utime.Nano() + usage.Stime.Nano())}
 	switch {
 	case killed:
 		r.exit = fmt.Sprintf("still running after %v", patience)
