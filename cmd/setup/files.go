@@ -139,6 +139,9 @@ func (l layout) files() (files []file, err error) {
 			data = bytes.ReplaceAll(data, []byte(local("/usr/local").program(p)), []byte(l.program(p)))
 		}
 		path := paths[len(build.Programs)+i]
+		if strings.HasSuffix(path, ".1rblnft.gz") {
+			data = bytes.Replace(data, []byte(".TH RBLSMTPD 1 "), []byte(".TH RBLSMTPD 1rblnft "), 1)
+		}
 		if strings.HasSuffix(path, ".gz") {
 			if data, err = compress(data); err != nil {
 				return nil, err

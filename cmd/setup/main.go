@@ -4,16 +4,19 @@
 //	go run ./cmd/setup check
 //	go run ./cmd/setup install
 //	go run ./cmd/setup uninstall [-purge]
+//	go run ./cmd/setup deb DIR
 //
 // Install and uninstall heed two variables of the environment: $PREFIX, of
 // programs and manual pages (default /usr/local), and $DESTDIR, which is put
 // before every path; with it set files are put in place or taken away and
-// nothing else is done.
+// nothing else is done. Deb heeds $VERSION, and $DEBFULLNAME and $DEBEMAIL as
+// Debian's own tools do.
 package main
 
 import (
 	"fmt"
 	"os"
+	"syscall"
 
 	"rblnft/cmd/internal/build"
 )
@@ -23,6 +26,7 @@ const usage = `usage: go run ./cmd/setup build DIR    compile all programs into 
        go run ./cmd/setup install      put programs, units and manual pages in place
        go run ./cmd/setup uninstall [-purge]
                                        take them away, with -purge configuration and state too
+       go run ./cmd/setup deb DIR      make a Debian package in DIR
 $PREFIX (/usr/local) and $DESTDIR say where to install to.
 `
 
@@ -31,6 +35,7 @@ func main() {
 	if len(args) == 0 {
 		fail(100, usage)
 	}
+	syscall.Umask(0o022) // what is installed is for everybody to read
 	var err error
 	switch verb, args := args[0], args[1:]; {
 	case verb == "build" && len(args) == 1:
@@ -43,6 +48,8 @@ func main() {
 		err = uninstall(false)
 	case verb == "uninstall" && len(args) == 1 && args[0] == "-purge":
 		err = uninstall(true)
+	case verb == "deb" && len(args) == 1:
+		err = deb(args[0])
 	default:
 		fail(100, usage)
 	}
