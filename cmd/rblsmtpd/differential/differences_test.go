@@ -152,7 +152,7 @@ var differences = []difference{
 		name:   "numeric zone",
 		reason: "rblsmtpd takes a name of digits and dots alone for an IP address, without asking anybody (with -a 7 every client is allowed)",
 		applies: func(c *testCase) bool {
-			return slices.ContainsFunc(c.sources(), isNumeric)
+			return c.asks() && c.validIP() && slices.ContainsFunc(c.sources(), isNumeric)
 		},
 		instead: func(c *testCase) { replaceZones(c, isNumeric, "noname.test") },
 	},

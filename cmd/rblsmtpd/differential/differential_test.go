@@ -230,6 +230,7 @@ func TestReferenceIsLikeItself(t *testing.T) {
 // TestFilterIsLikeReference is what this package is for.
 func TestFilterIsLikeReference(t *testing.T) {
 	l := theLab(t)
+	t.Parallel()
 	if *caseFlag >= 0 {
 		c := generate(*seedFlag, *caseFlag)
 		lines, _, err := l.compare(c, differences)

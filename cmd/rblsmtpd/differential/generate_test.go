@@ -114,7 +114,9 @@ func (g *generator) commandLine() {
 			o.value = g.zone(&patient)
 		case n < 57:
 			o.letter, o.takes = 'a', true
-			o.value = g.zone(&patient)
+			if o.value = g.zone(&patient); g.percent(1) {
+				o.value = pick(g, "7", "127", "1.2.3")
+			}
 		case n < 70:
 			o.letter = 'b'
 		case n < 74:
@@ -179,7 +181,7 @@ func (g *generator) zone(patient *bool) string {
 		name = strings.ToUpper(name)
 	case g.percent(2):
 		name = "below." + name
-	case g.percent(1):
+	case g.percent(2):
 		// Of a length at which names begin to be too long.
 		for want := 253 - 16 + g.IntN(20); len(name) < want; {
 			n := min(want-len(name), 64)
@@ -260,7 +262,7 @@ func (g *generator) environment() {
 	case n < 75:
 		add("TCPREMOTEIP", pick(g, "192.0.2.1", "192.0.2.255", "1.2.3.4", "255.255.255.255", "127.0.0.2", "10.0.0.1"))
 	case n < 85:
-		add("TCPREMOTEIP", pick(g, "2001:db8::1", "::1", "2001:DB8:0:0:0:0:0:1", "::ffff:192.0.2.1", "::FFFF:192.0.2.1", "fe80::1", "::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"))
+		add("TCPREMOTEIP", pick(g, "2001:db8::1", "::1", "2001:DB8:0:0:0:0:0:1", "::ffff:192.0.2.1", "::FFFF:192.0.2.1", "::ffff:10.0.0.1", "fe80::1", "::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"))
 	case n < 90:
 		add("TCPREMOTEIP", pick(g, "", "0", "1.2.3", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "1.2.3.4.", ".1.2.3.4", "1..2.3.4", " 1.2.3.4", "1.2.3.4 ", "1.2.3.4\n",
 			"unknown", "::g", "1.2.3.4/32", "\x1b[31m", "\xff", "1.2.3.4:25", strings.Repeat("1.", 200), strings.Repeat("a", 100)))

@@ -17,6 +17,7 @@ import (
 // the filter either.
 func TestMutantsAreNoticed(t *testing.T) {
 	l := theLab(t)
+	t.Parallel()
 	original, err := os.ReadFile(reference)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +99,8 @@ func TestMutantsAreNoticed(t *testing.T) {
 // what breaks there next.
 func TestEveryDifferenceIsNeeded(t *testing.T) {
 	l := theLab(t)
-	const enough, most = 16, 300_000
+	t.Parallel()
+	const enough, most = 24, 60_000
 	slow := map[string]bool{"deadline": true, "query for an answer": true} // there is no other way
 	cases := make([][]*testCase, len(differences))
 	missing := len(differences)

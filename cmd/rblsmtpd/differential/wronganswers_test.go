@@ -175,53 +175,58 @@ func TestWrongAnswers(t *testing.T) {
 		{"-r utf8.test", "553 gesperrt f??r %s%d%n ???", nil, hits("utf8.test", "127.0.0.2", "553 gesperrt f??r %s%d%n ???")},
 	}
 	l := theLab(t)
+	t.Parallel()
+	// Most of them wait, and many more at once than there are processors.
+	var running sync.WaitGroup
+	defer running.Wait()
 	for _, test := range tests {
-		t.Run(test.options, func(t *testing.T) {
-			t.Parallel()
-			box := newMailbox(t)
-			args := append([]string{"-v", "-b"}, strings.Split(test.options, " ")...)
-			c := &testCase{
-				name:   "rblsmtpd",
-				prog:   append(args, "/bin/true"),
-				env:    []string{"TCPREMOTEIP=" + ip, "TCPREMOTEHOST=host.test", "DNSCACHEIP=127.0.0.1", "RBLNFT_SOCKET=" + box.path},
-				client: client{"socket", []event{{do: "send", data: "helo x\r\nrcpt to:<a@b.test>\r\nquit\r\n"}, {do: "shut"}}},
-			}
-			r, err := l.run(program{path: l.filter}, c)
-			if err != nil {
-				t.Fatal(err)
-			}
+		running.Go(func() {
+			t.Run(test.options, func(t *testing.T) {
+				box := newMailbox(t)
+				args := append([]string{"-v", "-b"}, strings.Split(test.options, " ")...)
+				c := &testCase{
+					name:   "rblsmtpd",
+					prog:   append(args, "/bin/true"),
+					env:    []string{"TCPREMOTEIP=" + ip, "TCPREMOTEHOST=host.test", "DNSCACHEIP=127.0.0.1", "RBLNFT_SOCKET=" + box.path},
+					client: client{"socket", []event{{do: "send", data: "helo x\r\nrcpt to:<a@b.test>\r\nquit\r\n"}, {do: "shut"}}},
+				}
+				r, err := l.run(program{path: l.filter}, c)
+				if err != nil {
+					t.Fatal(err)
+				}
 
-			want := ""
-			log := test.log
-			if test.client != passed {
-				want = "220 rblsmtpd.local\r\n250 rblsmtpd.local\r\n" + test.client + "\r\n221 rblsmtpd.local\r\n"
-				log = append(log[:len(log):len(log)], words{"rblsmtpd: 192.0.2.1 pid PID: " + test.client}, words{"rblsmtpd: blocked 192.0.2.1 host.test -"})
-			}
-			if r.client != want || r.exit != "exit 0" {
-				t.Errorf("the client got %q, %s, want %q", r.client, r.exit, want)
-			}
-			lines := strings.SplitAfter(strings.TrimSuffix(r.stderr, "\n"), "\n")
-			if r.stderr == "" {
-				lines = nil
-			}
-			if len(lines) != len(log) {
-				t.Errorf("log %q, want %d lines %q", lines, len(log), log)
-			} else {
-				for i, line := range lines {
-					for _, word := range log[i] {
-						if !strings.Contains(line, word) {
-							t.Errorf("log line %q does not contain %q", line, word)
+				want := ""
+				log := test.log
+				if test.client != passed {
+					want = "220 rblsmtpd.local\r\n250 rblsmtpd.local\r\n" + test.client + "\r\n221 rblsmtpd.local\r\n"
+					log = append(log[:len(log):len(log)], words{"rblsmtpd: 192.0.2.1 pid PID: " + test.client}, words{"rblsmtpd: blocked 192.0.2.1 host.test -"})
+				}
+				if r.client != want || r.exit != "exit 0" {
+					t.Errorf("the client got %q, %s, want %q", r.client, r.exit, want)
+				}
+				lines := strings.SplitAfter(strings.TrimSuffix(r.stderr, "\n"), "\n")
+				if r.stderr == "" {
+					lines = nil
+				}
+				if len(lines) != len(log) {
+					t.Errorf("log %q, want %d lines %q", lines, len(log), log)
+				} else {
+					for i, line := range lines {
+						for _, word := range log[i] {
+							if !strings.Contains(line, word) {
+								t.Errorf("log line %q does not contain %q", line, word)
+							}
 						}
 					}
 				}
-			}
-			got := box.read(t)
-			switch {
-			case test.hit == nil && len(got) > 0:
-				t.Errorf("reported: %+v, want nothing", got)
-			case test.hit != nil && (len(got) != 1 || got[0] != *test.hit):
-				t.Errorf("reported: %+v, want %+v", got, *test.hit)
-			}
+				got := box.read(t)
+				switch {
+				case test.hit == nil && len(got) > 0:
+					t.Errorf("reported: %+v, want nothing", got)
+				case test.hit != nil && (len(got) != 1 || got[0] != *test.hit):
+					t.Errorf("reported: %+v, want %+v", got, *test.hit)
+				}
+			})
 		})
 	}
 }
