@@ -111,45 +111,55 @@ func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo 
 		if s.problem != nil {
 			return full, s.problem
 		}
+		var l lesson
+		var err error
 		if t.failsOnMissing && p != fill && !asked {
 			// Cheaper than a refusal, for which the kernel waits until no
 			// packet is under way (synchronize_rcu in nf_tables_abort).
-			asked = true
-			if err := t.look(s, todo); err != nil {
-				return full, err
-			}
+			err = t.look(s, todo)
+			asked = err == nil
 		}
-		parts := t.encode(s, p, todo, single)
-		if len(parts) == 0 {
-			break
-		}
-		if half := len(todo) / 2; half > 0 && !t.conn.fits(&t.batch) {
-			a, err := t.applyLocked(ctx, s, p, todo[:half])
-			if err != nil {
-				return full + a, err
-			}
-			b, err := t.applyLocked(ctx, s, p, todo[half:])
-			return full + a + b, err
-		}
-		// Deleting elements of which none is there changes nothing.
-		t.conn.vague = t.conn.vague || p == remove
-		failures, err := t.conn.commit(&t.batch)
-		if err == nil && len(failures) == 0 {
-			break
-		}
-		var l lesson
 		if err == nil {
-			l, err = t.learn(parts, todo, failures)
+			parts := t.encode(s, p, todo, single)
+			if len(parts) == 0 {
+				break
+			}
+			if half := len(todo) / 2; half > 0 && !t.conn.fits(&t.batch) {
+				a, err := t.applyLocked(ctx, s, p, todo[:half])
+				if err != nil {
+					return full + a, err
+				}
+				b, err := t.applyLocked(ctx, s, p, todo[half:])
+				return full + a + b, err
+			}
+			// Deleting elements of which none is there changes nothing.
+			t.conn.vague = t.conn.vague || p == remove
+			var failures []failure
+			failures, err = t.conn.commit(&t.batch)
+			if err == nil && len(failures) == 0 {
+				break
+			}
+			if err == nil {
+				l, err = learn(parts, todo, failures)
+			}
+			if err == nil && try == attempts {
+				err = fmt.Errorf("refused %d times: %w", try, failures[0].errno)
+			}
 		}
 		switch {
-		case err == nil && try < attempts:
 		case err == nil:
-			return full, fmt.Errorf("refused %d times: %w", try, failures[0].errno)
-		case temporary(err) && try < attempts:
+		case try == attempts:
+			return full, err
+		case temporary(err):
 			pause(ctx, try)
-		case errors.Is(err, unix.ENOENT) && t.cfg.Rules && try < attempts:
-			// Somebody removed the set. Run puts back what was in it.
+		case t.cfg.Rules && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL)):
+			// Somebody removed the set, or put one of another kind in its
+			// place. Run puts back what was in it.
+			was := s.identity
 			if err := t.stand(false); err != nil {
+				return full, err
+			}
+			if s.identity == was && errors.Is(err, unix.EINVAL) {
 				return full, err
 			}
 		case errors.Is(err, unix.ENOENT):
@@ -188,6 +198,23 @@ func (t *Table) look(s *blockedSet, todo []change) error {
 				part[i].known = present
 			}
 		}
+	}
+	return nil
+}
+
+// probe finds out whether the kernel has NFT_MSG_DESTROYSETELEM. An older one
+// does not know the message (EINVAL, nfnetlink_rcv_batch); this one looks for
+// the set first.
+func (t *Table) probe() error {
+	t.conn.start(&t.batch, t.at)
+	t.batch.message(nftMsgDestroySetElem, 0, "no.such.set", func(b []byte) []byte { return appendKey(b, netip.IPv4Unspecified()) })
+	failures, err := t.conn.commit(&t.batch)
+	if err != nil {
+		return err
+	}
+	t.failsOnMissing = len(failures) > 0 && failures[0].errno == unix.EINVAL
+	if len(failures) > 0 && failures[0].errno == unix.EPERM {
+		return unix.EPERM
 	}
 	return nil
 }
@@ -297,7 +324,7 @@ func (l lesson) without(todo []change) []change {
 
 // learn finds out from the kernel's refusal of a transaction what to do
 // instead. Its error means that there is nothing that can be learnt.
-func (t *Table) learn(parts []part, todo []change, failures []failure) (l lesson, err error) {
+func learn(parts []part, todo []change, failures []failure) (l lesson, err error) {
 	l.out = make([]bool, len(todo))
 	for _, f := range failures {
 		if f.message < 0 || f.message >= len(parts) {
@@ -306,9 +333,6 @@ func (t *Table) learn(parts []part, todo []change, failures []failure) (l lesson
 		m := parts[f.message]
 		adding := m.kind == unix.NFT_MSG_NEWSETELEM
 		switch {
-		case m.kind == nftMsgDestroySetElem && f.errno == unix.EINVAL:
-			t.failsOnMissing = true
-			return l, nil
 		case adding && (f.errno == unix.EEXIST || f.errno == unix.ENFILE), !adding && f.errno == unix.ENOENT:
 		default:
 			return l, f.errno

@@ -54,12 +54,12 @@ func (t *Table) Compare(ctx context.Context, blocks iter.Seq[Block]) (missing []
 			}
 		}
 		lacks, err := t.missing(ctx, s, unlisted)
-		if err != nil {
-			return nil, nil, err
-		}
 		// What was seen may be half of this set and half of the next.
 		if !t.filled(s) {
 			continue
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 		missing = append(missing, lacks...)
 		for _, i := range more {
@@ -211,12 +211,13 @@ func (t *Table) stillMissing(ctx context.Context, prefixes []netip.Prefix) (stil
 			}
 		}
 		missing, err := t.missing(ctx, s, ofFamily)
+		if !t.filled(s) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		if t.filled(s) {
-			still = append(still, missing...)
-		}
+		still = append(still, missing...)
 	}
 	return slices.Clip(still), nil
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/rand/v2"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -309,9 +311,13 @@ func TestOwnChangesAreNotTold(t *testing.T) {
 	}
 }
 
-// Commits go on while the table is removed again and again.
-func TestCommitDuringRecovery(t *testing.T) {
-	table, _ := open(t, testConfig())
+// Commits go on while the table is changed and removed again and again, with a
+// pause now and then that is too short for the repair.
+func TestCommitDuringRecovery(t *testing.T) { eachPath(t, testCommitDuringRecovery) }
+
+func testCommitDuringRecovery(t *testing.T, old bool) {
+	table, log := open(t, testConfig())
+	table.failsOnMissing = old
 	state := newMemory()
 	run(t, table, state)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -319,9 +325,21 @@ func TestCommitDuringRecovery(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for ctx.Err() == nil {
-			nft(t, "flush", "ruleset")
-			time.Sleep(30 * time.Millisecond)
+		scripts := []string{
+			"flush ruleset",
+			"delete table inet rblnft",
+			"flush chain inet rblnft input",
+			"flush chain inet rblnft input\ndelete set inet rblnft blocked4",
+			"flush chain inet rblnft input\ndelete chain inet rblnft input",
+			"flush ruleset\ntable inet rblnft { set blocked4 { type inet_service; }; }",
+			"insert rule inet rblnft input accept",
+			"table inet another { set s { type ipv4_addr; }; }",
+		}
+		for i := 0; ctx.Err() == nil; i++ {
+			cmd := exec.Command("nft", "-f", "-")
+			cmd.Stdin = strings.NewReader(scripts[rand.IntN(len(scripts))])
+			cmd.Run() // fails where the last one is not repaired yet
+			time.Sleep(time.Duration(i%4) * 10 * time.Millisecond)
 		}
 	}()
 	var all []Block
@@ -330,13 +348,23 @@ func TestCommitDuringRecovery(t *testing.T) {
 		state.mu.Lock()
 		state.blocks[b.Prefix] = b
 		state.mu.Unlock()
-		commit(t, table, b)
+		// The set may go again while the commit puts it back; the daemon
+		// would try again, and so does Run.
+		if err := table.Commit(t.Context(), []Block{b}); err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Error(err)
+		}
 		all = append(all, b)
 		time.Sleep(time.Millisecond)
 	}
 	<-done
 	eventually(t, "all are there", func() bool { return stands(t) && count(t, table) == len(all) })
 	sameElements(t, table, all)
+	if state.count() != len(all) {
+		t.Errorf("%d blocks in state, want %d: %v", state.count(), len(all), state.told)
+	}
+	if t.Failed() {
+		t.Log(log)
+	}
 }
 
 // Sets that had to be made are filled from the state, as after a reboot.

@@ -105,7 +105,7 @@ func Open(cfg Config, log *slog.Logger) (*Table, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.stand(true); err != nil {
+	if err := errors.Join(t.probe(), t.stand(true)); err != nil {
 		t.listener.close()
 		t.conn.close()
 		return nil, fmt.Errorf("table %s: %w", t, err)
