@@ -178,10 +178,15 @@ func (q *Query) Reply() *dns.Msg {
 // Send sends an answer. What does not fit into 512 bytes over UDP is left out,
 // and the answer marked as truncated (RFC 1035, section 4.2.1).
 func (q *Query) Send(m *dns.Msg) {
-	if !q.TCP {
+	b, err := m.Pack()
+	if err == nil && !q.TCP && len(b) > dns.MinMsgSize {
 		m.Truncate(dns.MinMsgSize)
+		b, err = m.Pack()
 	}
-	q.w.WriteMsg(m)
+	if err != nil {
+		panic(fmt.Sprintf("dnsbltest: %s: %v", q.Zone, err))
+	}
+	q.Raw(b)
 }
 
 // Raw sends bytes as they are; over TCP their length goes before them.

@@ -53,7 +53,7 @@ func WrongID(text string) Play {
 // WrongQuestion repeats another question than the one asked.
 func WrongQuestion(text string) Play {
 	return Altered([]string{"127.0.0.2"}, text, func(m *dns.Msg) {
-		m.Question[0].Name = "other." + m.Question[0].Name
+		m.Question[0].Name = "other.test."
 	})
 }
 
