@@ -66,7 +66,7 @@ func (t *Table) Run(ctx context.Context, state State) error {
 				if often.Wait(ctx) != nil {
 					return nil
 				}
-				if tx.structure {
+				if tx.structure && t.cfg.Rules {
 					t.log.Info("the table was changed", "table", t.String(), "by", tx.by)
 				}
 				t.checkStructure()
