@@ -87,10 +87,16 @@ func Up() error {
 			return fmt.Errorf("netlab: %s: %w", p, err)
 		}
 	}
-	// A local route is enough for IPv4; IPv6 wants to be told that its
-	// addresses may be bound to (ip-sysctl.rst, ip_nonlocal_bind).
-	if err := os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0); err != nil {
-		return fmt.Errorf("netlab: %w", err)
+	for name, value := range map[string]string{
+		// A local route is enough for IPv4; IPv6 wants to be told that its
+		// addresses may be bound to (ip-sysctl.rst).
+		"ipv6/ip_nonlocal_bind": "1",
+		// What systemd sets at boot, and a new namespace does not take over.
+		"unix/max_dgram_qlen": "512",
+	} {
+		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+			return fmt.Errorf("netlab: %w", err)
+		}
 	}
 	return nil
 }
