@@ -3,6 +3,7 @@ package firewall
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -301,7 +302,7 @@ func BenchmarkRenewal(b *testing.B) {
 func BenchmarkSixtyFour(b *testing.B) {
 	for _, size := range []int{1000, 100_000} {
 		for _, form := range []string{"masked", "interval"} {
-			b.Run(form+"/"+time.Duration(size).String()[:len(time.Duration(size).String())-2], func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%d", form, size), func(b *testing.B) {
 				clean(b)
 				c, err := nftables.New(nftables.AsLasting())
 				if err != nil {
