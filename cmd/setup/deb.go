@@ -16,26 +16,35 @@ import (
 	"rblnft/cmd/internal/build"
 )
 
-// deb makes a Debian package of the same files that install puts in place, in
-// dir, and prints its path. What is in the package depends on the source, the
-// version and the Go compiler alone.
+// deb makes a Debian package in dir, and prints its path.
 func deb(dir string) error {
 	version, date, err := debVersion()
 	if err != nil {
 		return err
 	}
-	maintainer := debMaintainer()
-	files, err := debianLayout.files()
+	path, err := writeDeb(dir, version, debMaintainer(), date)
 	if err != nil {
 		return err
+	}
+	fmt.Println(path)
+	return nil
+}
+
+// writeDeb makes a Debian package, in dir, of the same files that install puts
+// in place. What is in it depends on the source, the arguments and the Go
+// compiler alone.
+func writeDeb(dir, version, maintainer string, date time.Time) (path string, err error) {
+	files, err := debianLayout.files()
+	if err != nil {
+		return "", err
 	}
 	changelog, err := compress(fmt.Appendf(nil, debChangelog, version, maintainer, date.Format(time.RFC1123Z)))
 	if err != nil {
-		return err
+		return "", err
 	}
 	copyright, err := debCopyright()
 	if err != nil {
-		return err
+		return "", err
 	}
 	files = append(files,
 		file{"/usr/share/doc/rblnft/changelog.gz", 0o644, changelog},
@@ -58,28 +67,27 @@ func deb(dir string) error {
 
 	root, err := os.MkdirTemp("", "rblnft")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer os.RemoveAll(root)
 	if err := os.Chmod(root, 0o755); err != nil {
-		return err
+		return "", err
 	}
 	for _, f := range files {
 		if err := f.put(root); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		return "", err
 	}
-	path := filepath.Join(dir, fmt.Sprintf("rblnft_%s_%s.deb", version, debArchitecture()))
+	path = filepath.Join(dir, fmt.Sprintf("rblnft_%s_%s.deb", version, debArchitecture()))
 	cmd := exec.Command("dpkg-deb", "--build", "--root-owner-group", "-Zxz", root, path)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", date.Unix()))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("dpkg-deb: %w\n%s", err, out)
+		return "", fmt.Errorf("dpkg-deb: %w\n%s", err, out)
 	}
-	fmt.Println(path)
-	return nil
+	return path, nil
 }
 
 // debVersion returns $VERSION, or one made of the date of the last commit, and
@@ -231,7 +239,14 @@ rm -rf /etc/rblnft /var/lib/rblnft
 `
 
 // debOverrides are the complaints of lintian(1) that stay, with the reasons.
-const debOverrides = `# Go programs are linked statically. The filter has to be: it runs once per
+const debOverrides = `# systemd starts the daemon with the first hit, and nothing else can. Under
+# another init it is run as any service is, with -s for a socket of its own.
+rblnft: package-supports-alternative-init-but-no-init.d-script [lib/systemd/system/rblnftd.service]
+# It is the filter's, whose name is not in $PATH: the one there is ucspi-tcp's.
+rblnft: spare-manual-page [usr/share/man/man1/rblsmtpd.1rblnft.gz]
+# Administrators write the name into run scripts: it must not change.
+rblnft: executable-in-usr-lib [usr/lib/rblnft/rblsmtpd]
+# Go programs are linked statically. The filter has to be: it runs once per
 # connection, under a small limit of memory, and a dynamic linker costs both.
 rblnft: statically-linked-binary [usr/lib/rblnft/rblsmtpd]
 rblnft: statically-linked-binary [usr/sbin/rblnftd]

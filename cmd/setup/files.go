@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"rblnft/cmd/internal/build"
 )
@@ -108,22 +109,14 @@ func (l layout) program(name string) string {
 	return filepath.Join(l.sbin, name)
 }
 
-// files compiles the programs and returns all files.
+// files returns all files.
 func (l layout) files() (files []file, err error) {
-	programs, err := os.MkdirTemp("", "rblnft")
+	programs, err := programs()
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(programs)
-	if err := build.All(programs); err != nil {
-		return nil, err
-	}
 	paths := l.paths()
-	for i, p := range build.Programs {
-		data, err := os.ReadFile(filepath.Join(programs, p))
-		if err != nil {
-			return nil, err
-		}
+	for i, data := range programs {
 		files = append(files, file{paths[i], 0o755, data})
 	}
 	root, err := moduleRoot()
@@ -151,6 +144,27 @@ func (l layout) files() (files []file, err error) {
 	}
 	return files, nil
 }
+
+// programs compiles the programs, once, and returns them in the order of
+// [build.Programs].
+var programs = sync.OnceValues(func() (programs [][]byte, err error) {
+	dir, err := os.MkdirTemp("", "rblnft")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	if err := build.All(dir); err != nil {
+		return nil, err
+	}
+	for _, p := range build.Programs {
+		data, err := os.ReadFile(filepath.Join(dir, p))
+		if err != nil {
+			return nil, err
+		}
+		programs = append(programs, data)
+	}
+	return programs, nil
+})
 
 // compress does what "gzip -9n" does: the result depends on data alone.
 func compress(data []byte) ([]byte, error) {
