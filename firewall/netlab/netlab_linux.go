@@ -58,7 +58,7 @@ func Reexec() (int, error) {
 	return 0, err
 }
 
-// Up makes the lab's network: it takes the loopback interface up, gives it the
+// Up makes the lab's network, or finds it made: it takes the loopback interface up, gives it the
 // addresses of [Prefixes], and makes mounts done from now on private to the
 // lab. It fails outside a lab.
 func Up() error {
@@ -119,7 +119,7 @@ func addLocal(conn *netlink.Conn, p netip.Prefix, loopback uint32) error {
 	if err != nil {
 		return err
 	}
-	return request(conn, unix.RTM_NEWROUTE, netlink.Create, append(msg, encoded...))
+	return request(conn, unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, append(msg, encoded...))
 }
 
 func request(conn *netlink.Conn, kind netlink.HeaderType, flags netlink.HeaderFlags, data []byte) error {
