@@ -203,11 +203,19 @@ func checkPrefix(p netip.Prefix) error {
 	return nil
 }
 
+// tick is what timeouts are rounded up to, so that somebody who lists a set reads
+// "timeout 1h", and not how long it took from the hit to the commit.
+const tick = 100 * time.Millisecond
+
 // changeTo returns what makes b's element. Its timeout is not positive if b
 // has expired, or never would.
 func changeTo(b Block, now time.Time) (change, error) {
 	if err := checkPrefix(b.Prefix); err != nil {
 		return change{}, fmt.Errorf("block: %w", err)
 	}
-	return change{key: b.Prefix.Addr(), timeout: b.Expires.Sub(now), comment: b.Zone}, nil
+	timeout := b.Expires.Sub(now)
+	if over := timeout % tick; over > 0 {
+		timeout += tick - over
+	}
+	return change{key: b.Prefix.Addr(), timeout: timeout, comment: b.Zone}, nil
 }
