@@ -88,8 +88,34 @@ func (c *testCase) getenv(name string) (string, bool) {
 	return "", false
 }
 
-// setenv puts a variable before all others.
+// plainEnv reports whether the environment is one that programs pass on as they
+// got it: every entry is a variable, and no two are the same one.
+func (c *testCase) plainEnv() bool {
+	seen := map[string]bool{}
+	for _, v := range c.env {
+		name, _, ok := strings.Cut(v, "=")
+		if !ok || name == "" || seen[name] {
+			return false
+		}
+		seen[name] = true
+	}
+	return true
+}
+
+// hasOption reports whether an option is there.
+func (c *testCase) hasOption(letter byte) bool {
+	return slices.ContainsFunc(c.options, func(o option) bool { return o.letter == letter })
+}
+
+// setenv gives a variable another value, where it stands first, or puts it
+// before all others.
 func (c *testCase) setenv(name, value string) {
+	for i, v := range c.env {
+		if strings.HasPrefix(v, name+"=") {
+			c.env[i] = name + "=" + value
+			return
+		}
+	}
 	c.env = slices.Insert(c.env, 0, name+"="+value)
 }
 

@@ -63,7 +63,7 @@ var differences = []difference{
 			}
 			var notes []note
 			for _, s := range c.sources() {
-				notes = append(notes, note{[]string{zoneOf(s)}, true})
+				notes = append(notes, note{[]string{zoneOf(s) + ": "}, true})
 			}
 			return append(notes, note{[]string{"client gone"}, true})
 		},
@@ -430,7 +430,7 @@ func sourceNotes(c *testCase, which func(option) bool, text string) []note {
 	var notes []note
 	for i, s := range c.sources() {
 		if which(s) {
-			notes = append(notes, note{[]string{text}, i > 0 || !c.validIP() || c.isGone() || text != "too long" && c.tooLong(s)})
+			notes = append(notes, note{[]string{text}, i > 0 || !c.validIP() || c.isGone() || !isOdd(s) == (text == ": zone") || c.tooLong(s) != (text == "too long")})
 		}
 	}
 	return notes

@@ -187,7 +187,7 @@ func differ(want, got *result) []string {
 // shorten quotes a text, if it is long only around where it differs from
 // another.
 func shorten(s, other string) string {
-	const most = 400
+	const most = 600
 	if len(s) <= most {
 		return fmt.Sprintf("%q", s)
 	}

@@ -9,7 +9,7 @@ import (
 
 // runID stands in a zone's name for something that is another in every run of a
 // program.
-const runID = "RUNID"
+const runID = "RUNIDRUN" // as long as what stands in its place
 
 // zone is a zone of the lab's DNS server, and how often it is chosen.
 type zone struct {
@@ -130,7 +130,10 @@ func (g *generator) commandLine() {
 			o.value = pick(g, "0", "0", "1", "5", "60", "005", "9x", "abc", "", "-1", "+5", " 5", "1.5", "5\n",
 				"4294967295", "99999999999", "18446744073709551616", "0x10", "\xff")
 		case n < 99:
-			o.letter = pick[byte](g, 'v', 's')
+			if o.letter = pick[byte](g, 'v', 's'); !patient {
+				// One after the other, and too late for the last ones.
+				o.letter = 'v'
+			}
 			if g.percent(20) {
 				o.letter, o.takes, o.value = 'T', true, "10"
 			}
@@ -164,7 +167,7 @@ func (g *generator) commandLine() {
 // zone makes the value of an option that names a source.
 func (g *generator) zone(patient *bool) string {
 	switch {
-	case *patient && g.percent(0.4):
+	case *patient && g.percent(0.4) && !g.c.hasOption('s'):
 		*patient = false
 		return g.zoneOf(verySlowZones)
 	case *patient && g.percent(1.2):
@@ -460,7 +463,7 @@ func (g *generator) process() {
 				c.launch = append(c.launch, "--block-signal="+some())
 			}
 		}
-		if g.percent(20) {
+		if g.percent(20) && c.plainEnv() {
 			c.launch = append(c.launch, "/usr/bin/perl", "-e", fmt.Sprintf("umask 0%o; exec {$ARGV[0]} @ARGV", g.IntN(512)))
 		}
 	}

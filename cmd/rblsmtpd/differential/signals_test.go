@@ -1,0 +1,55 @@
+package differential
+
+import (
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestSignals sends the signals that a supervisor, a terminal or the kernel
+// sends to both programs while they talk to a client, and while they wait for a
+// list.
+func TestSignals(t *testing.T) {
+	l := theLab(t)
+	t.Parallel()
+	var running sync.WaitGroup
+	defer running.Wait()
+	for _, signal := range []syscall.Signal{
+		unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH, unix.SIGCONT,
+	} {
+		for _, when := range []string{"talking", "asking"} {
+			running.Go(func() {
+				t.Run(unix.SignalName(signal)+" "+when, func(t *testing.T) {
+					c := one("", listedClient, "-r", "slow50.test", "/bin/true")
+					send := func(pid int) { syscall.Kill(pid, signal) }
+					c.during = send
+					c.client.script = []event{{do: "await", lines: 1}, {do: "call"}, {do: "send", data: "quit\r\n"}, {do: "shut"}}
+					if when == "asking" {
+						// Another name each time: rblsmtpd has the same port and ID in
+						// every process, and takes answers to those before it.
+						c.prog[1] = runID + ".slow2000.test"
+						c.client.script = []event{{do: "pause"}, {do: "call"}, {do: "await", lines: 1}, {do: "send", data: "quit\r\n"}, {do: "shut"}}
+					}
+					want, err := l.run(referenceProgram, c)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got, err := l.run(program{path: l.filter}, c)
+					if err != nil {
+						t.Fatal(err)
+					}
+					// Whether a last reply goes out before the signal comes is a matter of luck.
+					if strings.HasPrefix(want.exit, "signal") {
+						want.client, got.client = "", ""
+					}
+					if lines := differ(want, got); len(lines) > 0 {
+						t.Errorf("%s", strings.Join(lines, "\n"))
+					}
+				})
+			})
+		}
+	}
+}
