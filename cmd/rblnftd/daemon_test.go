@@ -69,6 +69,7 @@ type site struct {
 
 	cmd     *exec.Cmd
 	reading sync.WaitGroup
+	used    time.Duration // CPU, by the last one that ended
 }
 
 func newSite(t testing.TB, config string) *site {
@@ -177,6 +178,7 @@ func (s *site) wait() int {
 	s.reading.Wait()
 	s.cmd.Wait()
 	code := s.cmd.ProcessState.ExitCode()
+	s.used = s.cmd.ProcessState.UserTime() + s.cmd.ProcessState.SystemTime()
 	s.cmd = nil
 	return code
 }

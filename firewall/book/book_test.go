@@ -2,6 +2,7 @@ package book
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -333,7 +334,7 @@ func TestConcurrentUse(t *testing.T) {
 			b.journal.mu.Lock()
 			b.journal.lines = 1 << 30
 			b.journal.mu.Unlock()
-			b.journal.compact(0, b.chunks())
+			b.journal.compact(context.Background(), 0, b.chunks())
 		}
 	})
 	all.Wait()

@@ -2,6 +2,7 @@ package book
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -345,8 +346,8 @@ func (j *journal) sync() {
 }
 
 // compact writes a new snapshot where that is due: records is how many it
-// would have.
-func (j *journal) compact(records int, all iter.Seq[[]entry]) {
+// would have. It is given up when ctx is done.
+func (j *journal) compact(ctx context.Context, records int, all iter.Seq[[]entry]) {
 	if j == nil {
 		return
 	}
@@ -357,10 +358,12 @@ func (j *journal) compact(records int, all iter.Seq[[]entry]) {
 	if !due || time.Now().Before(j.retry) {
 		return
 	}
-	err := j.rewrite(all)
+	err := j.rewrite(ctx, all)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
+	case errors.Is(err, context.Canceled):
+		j.missed = j.missed || missed
 	case err != nil && missed:
 		j.failLocked(err)
 	case err != nil:
@@ -376,7 +379,7 @@ func (j *journal) compact(records int, all iter.Seq[[]entry]) {
 
 // rewrite compacts. Appending goes on meanwhile, to a segment that is read
 // after the snapshot and so says the last word about every address in it.
-func (j *journal) rewrite(all iter.Seq[[]entry]) error {
+func (j *journal) rewrite(ctx context.Context, all iter.Seq[[]entry]) error {
 	if err := j.startSegment(); err != nil {
 		return err
 	}
@@ -396,7 +399,10 @@ func (j *journal) rewrite(all iter.Seq[[]entry]) error {
 		for i := range chunk {
 			buf = chunk[i].appendTo(buf)
 		}
-		if _, err = f.Write(buf); err != nil {
+		if _, err = f.Write(buf); err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
 			break
 		}
 		buf = buf[:0]

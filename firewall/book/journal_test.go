@@ -2,6 +2,7 @@ package book
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -259,7 +260,7 @@ func TestPersistence(t *testing.T) {
 	b = open()
 	check(b, "after a start")
 	b.journal.missed = true
-	b.journal.compact(0, b.chunks())
+	b.journal.compact(context.Background(), 0, b.chunks())
 	check(b, "after compaction")
 	b.Close()
 	names, _, err := b.journal.files()
@@ -288,7 +289,7 @@ func TestChangesDuringCompaction(t *testing.T) {
 	b.Record(reports)
 	b.journal.missed = true
 	changed := 0
-	b.journal.compact(0, func(yield func([]entry) bool) {
+	b.journal.compact(context.Background(), 0, func(yield func([]entry) bool) {
 		for chunk := range b.chunks() {
 			// Some of each: renewed, removed, new.
 			later := report("192.0.2.1", now.Add(time.Minute))
@@ -352,7 +353,7 @@ func TestFullDisk(t *testing.T) {
 	if len(state(b)) != n {
 		t.Fatalf("%d blocks in force, want %d", len(state(b)), n)
 	}
-	b.journal.compact(0, b.chunks())
+	b.journal.compact(context.Background(), 0, b.chunks())
 	if got := strings.Count(text(), "not persisted"); got != 1 {
 		t.Errorf("said %d times that nothing is persisted, want once: %s", got, text())
 	}
@@ -377,7 +378,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.journal.retry = time.Time{}
-	b.journal.compact(0, b.chunks())
+	b.journal.compact(context.Background(), 0, b.chunks())
 	if !strings.Contains(text(), "persisted again") {
 		t.Errorf("recovery is not said: %s", text())
 	}
@@ -404,7 +405,7 @@ func TestUnusableDirectory(t *testing.T) {
 	}
 	b.Record([]intake.Report{report("192.0.2.1", time.Now())})
 	b.journal.sync()
-	b.journal.compact(0, b.chunks())
+	b.journal.compact(context.Background(), 0, b.chunks())
 	if len(state(b)) != 1 || !strings.Contains(text(), "not persisted") {
 		t.Errorf("%v; %s", state(b), text())
 	}
@@ -413,7 +414,7 @@ func TestUnusableDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.journal.retry = time.Time{}
-	b.journal.compact(0, b.chunks())
+	b.journal.compact(context.Background(), 0, b.chunks())
 	b.Record([]intake.Report{report("192.0.2.2", time.Now())})
 	b.Close()
 	if b, err = Open(filepath.Join(file, "dir"), testPolicy(), discard()); err != nil {
@@ -452,7 +453,7 @@ func TestManyStarts(t *testing.T) {
 		r := report("192.0.2.1", time.Now())
 		r.Addr = numbered(i)
 		b.Record([]intake.Report{r})
-		b.journal.compact(len(b.records[0]), b.chunks())
+		b.journal.compact(context.Background(), len(b.records[0]), b.chunks())
 		names, _, err := b.journal.files()
 		if err != nil {
 			t.Fatal(err)

@@ -70,7 +70,7 @@ func (b *Book) Run(ctx context.Context) error {
 		}
 		records := len(b.records[0]) + len(b.records[1])
 		b.mu.Unlock()
-		b.journal.compact(records, b.chunks())
+		b.journal.compact(ctx, records, b.chunks())
 		select {
 		case <-ctx.Done():
 			return nil
