@@ -17,8 +17,8 @@ import (
 // packages are the Debian packages that the tests need: programs that they
 // run, and the C compiler for the race detector.
 var packages = []string{
-	"daemontools", "gcc", "iproute2", "libc6-dev", "msmtp", "nftables", "procps",
-	"rbldnsd", "socat", "ucspi-tcp", "util-linux",
+	"daemontools", "gcc", "iproute2", "libc6-dev", "lintian", "mmdebstrap", "msmtp", "nftables", "procps",
+	"rbldnsd", "socat", "systemd-container", "ucspi-tcp", "util-linux",
 }
 
 // check installs what the tests need and runs all of them. A test that is

@@ -233,9 +233,15 @@ nft delete table inet rblnft 2>/dev/null || true
 const debPostrm = `#!/bin/sh
 set -e
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
-[ "$1" = purge ] || exit 0
-deb-systemd-helper purge rblnftd.socket rblnftd.service >/dev/null
-rm -rf /etc/rblnft /var/lib/rblnft
+case $1 in
+remove)
+	rm -rf /run/rblnft
+	;;
+purge)
+	deb-systemd-helper purge rblnftd.socket rblnftd.service >/dev/null
+	rm -rf /etc/rblnft /var/lib/rblnft
+	;;
+esac
 `
 
 // debOverrides are the complaints of lintian(1) that stay, with the reasons.

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+
+	"rblnft/firewall/hit"
 )
 
 // A target is where to install to.
@@ -128,7 +130,7 @@ func uninstall(purge bool) error {
 		errs = append(errs, remove(filepath.Join(t.destdir, path), t.destdir))
 	}
 	if t.destdir == "" {
-		errs = append(errs, removeTable())
+		errs = append(errs, removeTable(), os.RemoveAll(filepath.Dir(hit.DefaultSocket)))
 	}
 	if t.live() {
 		errs = append(errs, command("journalctl", "--update-catalog"), command("systemctl", "daemon-reload"))
