@@ -14,10 +14,12 @@
 #define SYS_rt_sigaction	13
 #define SYS_rt_sigprocmask	14
 #define SYS_fcntl		72
+#define SYS_exit_group		231
 #define SYS_prlimit64		302
 #endif
 #ifdef GOARCH_arm64
 #define SYS_fcntl		25
+#define SYS_exit_group		94
 #define SYS_rt_sigaction	134
 #define SYS_rt_sigprocmask	135
 #define SYS_prlimit64		261

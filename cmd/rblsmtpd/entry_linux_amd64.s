@@ -83,6 +83,9 @@ open:
 	JLT	descriptor
 	MOVQ	R14, ·initialClosed(SB)
 
+	LEAQ	exitHandler<>(SB), AX
+	MOVQ	AX, ·exitHandler(SB)
+
 	// A copy of the vectors below the stack, in which the environment is
 	// runtimeEnv alone.
 	MOVQ	0(R12), R13		// argc
@@ -144,6 +147,13 @@ TEXT raise<>(SB),NOSPLIT|NOFRAME,$0
 	XORL	R10, R10
 	SYSCALL
 	RET
+
+// exitHandler ends the process.
+TEXT exitHandler<>(SB),NOSPLIT|NOFRAME,$0
+	MOVL	$SYS_exit_group, AX
+	XORL	DI, DI
+	SYSCALL
+	INT	$3
 
 DATA runtimeEnv<>+0(SB)/8, $"GOMAXPRO"
 DATA runtimeEnv<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"

@@ -73,6 +73,9 @@ open:
 	BLT	descriptor
 	MOVD	R22, ·initialClosed(SB)
 
+	MOVD	$exitHandler<>(SB), R4
+	MOVD	R4, ·exitHandler(SB)
+
 	MOVD	0(R19), R20		// argc
 	ADD	R20<<3, R19, R21
 	ADD	$16, R21		// the environment
@@ -130,6 +133,13 @@ TEXT raise<>(SB),NOSPLIT|NOFRAME,$0
 	MOVD	$SYS_prlimit64, R8
 	SVC
 	RET
+
+// exitHandler ends the process.
+TEXT exitHandler<>(SB),NOSPLIT|NOFRAME,$0
+	MOVD	ZR, R0
+	MOVD	$SYS_exit_group, R8
+	SVC
+	BRK
 
 DATA runtimeEnv<>+0(SB)/8, $"GOMAXPRO"
 DATA runtimeEnv<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"

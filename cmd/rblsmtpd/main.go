@@ -27,6 +27,7 @@ func main() {
 	if !ok {
 		die(111, fatal+"not built with its entry point: use go run ./cmd/setup build\n")
 	}
+	resetSignals()
 	o, problem := parse(p)
 	if problem != "" || o.prog >= len(p.args) {
 		die(100, problem+usage)
@@ -123,6 +124,7 @@ func reject(p *process, o *options, c *client, d dnsbl.Decision, line string) {
 	if d.Zone != "" {
 		r.start(p, hit.Hit{Addr: c.addr, Zone: d.Zone, Code: d.Code, Answer: line})
 	}
+	endOnAlarm()
 	smtpreply.New(line).Serve(0, 1, o.timeout, r)
 	r.finish()
 }

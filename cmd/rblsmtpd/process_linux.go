@@ -31,9 +31,28 @@ var (
 	initialBlocked uint64         // bit n-1 is signal n
 	initialIgnored uint64         // likewise
 	initialClosed  uint64         // bit n is descriptor n, 0 to 2
-	initialAction  [4]uint64      // room for a struct sigaction
+	initialAction  sigaction
 	raisedLimit    limit
+	exitHandler    uintptr // a signal handler that ends the process with exit code 0
 )
+
+// sigaction is the kernel's struct, for 64-bit processors; arm64 has no restorer.
+type sigaction struct {
+	handler  uintptr
+	flags    uint64
+	restorer uintptr
+	mask     uint64
+}
+
+const (
+	sigIgn     = 1          // SIG_IGN
+	saOnStack  = 0x08000000 // SA_ONSTACK
+	saRestorer = 0x04000000 // SA_RESTORER
+)
+
+// kept are the signals that stay as the runtime has them: its own, faults, and
+// SIGPIPE, as a log that nobody reads is no reason to stop mail.
+const kept = 1<<(unix.SIGURG-1) | 1<<(unix.SIGSEGV-1) | 1<<(unix.SIGBUS-1) | 1<<(unix.SIGFPE-1) | 1<<(unix.SIGILL-1) | 1<<(unix.SIGPIPE-1)
 
 var limited = [len(initialLimits)]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NPROC, unix.RLIMIT_NOFILE}
 
@@ -139,6 +158,36 @@ func (p *process) candidates(name string) []string {
 	return files
 }
 
+// resetSignals makes signals do what they do to a program that asks for none.
+// Of those that the runtime catches it swallows some, the alarm clock among them
+// that somebody may have set for filter and next program together, and answers
+// others with a traceback.
+func resetSignals() {
+	for n := range uintptr(64) {
+		if kept&(1<<n) == 0 {
+			setSignal(n, initialIgnored&(1<<n) != 0)
+		}
+	}
+}
+
+// setSignal makes signal n+1 ignored, or else what it is by default.
+func setSignal(n uintptr, ignored bool) {
+	var action sigaction
+	if ignored {
+		action.handler = sigIgn
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, n+1, uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+}
+
+// endOnAlarm has SIGALRM end the process with exit code 0, and turns an alarm
+// clock off that was set before, as rblsmtpd does when it begins to talk.
+func endOnAlarm() {
+	action := sigaction{handler: exitHandler, flags: saOnStack | saRestorer, restorer: exitHandler}
+	syscall.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGALRM), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	var off unix.Itimerval
+	syscall.RawSyscall(unix.SYS_SETITIMER, uintptr(unix.ITIMER_REAL), uintptr(unsafe.Pointer(&off)), 0)
+}
+
 // execute makes the process as it was when it started and executes the first
 // of the files that can be. With the limits of then the runtime may not be able
 // to allocate anything, so nothing here does: there are system calls, and no
@@ -149,10 +198,9 @@ func execute(files []*byte, argv, envp **byte) error {
 	for i, resource := range limited {
 		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0, 0)
 	}
-	ignore := [4]uint64{1} // SIG_IGN (signal(7)), no flags
 	for n := range uintptr(64) {
-		if initialIgnored&(1<<n) != 0 {
-			syscall.RawSyscall6(unix.SYS_RT_SIGACTION, n+1, uintptr(unsafe.Pointer(&ignore)), 0, 8, 0, 0)
+		if kept&initialIgnored&(1<<n) != 0 {
+			setSignal(n, true)
 		}
 	}
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&initialBlocked)), 0, 8, 0, 0)
