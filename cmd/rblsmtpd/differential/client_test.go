@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -199,6 +200,10 @@ func (c *connection) closeByClient() {
 		c.in.Close()
 	}
 	c.reading.Wait()
+	// A process on its way from fork to exec still has a copy of every
+	// descriptor.
+	syscall.ForkLock.Lock()
+	syscall.ForkLock.Unlock()
 }
 
 func (c *connection) isOver() bool {

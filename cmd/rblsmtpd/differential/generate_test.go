@@ -460,7 +460,12 @@ func (g *generator) process() {
 				c.launch = append(c.launch, "--ignore-signal="+some())
 			}
 			if g.percent(70) {
-				c.launch = append(c.launch, "--block-signal="+some())
+				blocked := some()
+				if c.client.script[len(c.client.script)-1].do == "wait" {
+					// Without it the reference never stops waiting.
+					blocked = strings.ReplaceAll(blocked, "ALRM", "VTALRM")
+				}
+				c.launch = append(c.launch, "--block-signal="+blocked)
 			}
 		}
 		if g.percent(20) && c.plainEnv() {
