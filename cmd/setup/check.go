@@ -9,41 +9,39 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 )
 
 // packages are the Debian packages that the tests need: programs that they
-// run, and the C compiler for the race detector.
+// run, the C compiler for the race detector, and what makes and boots a Debian
+// in a container.
 var packages = []string{
-	"daemontools", "gcc", "iproute2", "libc6-dev", "lintian", "mmdebstrap", "msmtp", "nftables", "procps",
-	"rbldnsd", "socat", "systemd-container", "ucspi-tcp", "util-linux",
+	"ca-certificates", "daemontools", "debian-archive-keyring", "gcc", "iproute2", "libc6-dev", "lintian",
+	"mmdebstrap", "msmtp", "nftables", "perl", "procps", "rbldnsd", "socat", "systemd-container", "ucspi-tcp", "util-linux",
 }
 
 // check installs what the tests need and runs all of them. A test that is
-// skipped counts as failed: there is nothing that it could lack.
+// skipped counts as failed: there is nothing that it could lack. The last line
+// is "N passed, N failed".
 func check() error {
 	if err := installPackages(); err != nil {
 		return err
 	}
-	if err := output("gofmt: not formatted:", "gofmt", "-l", "."); err != nil {
-		return err
-	}
-	if err := output("go vet:", "go", "vet", "./..."); err != nil {
-		return err
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("go env: %w", err)
 	}
 	started := time.Now()
 	var r results
-	err := r.run("go", "test", "-json", "-race", "-count=1", "-timeout=14m", "./...")
+	r.quiet("gofmt", filepath.Join(strings.TrimSpace(string(goroot)), "bin/gofmt"), "-l", ".")
+	r.quiet("go vet", "go", "vet", "./...")
+	r.tests("-race", "-count=1", "-timeout=14m", "./...")
 	r.print(time.Since(started))
-	switch {
-	case r.failed > 0:
-		return fmt.Errorf("%d tests failed", r.failed)
-	case err != nil:
-		return err
-	case r.passed == 0:
-		return errors.New("no test ran")
+	if len(r.failed) > 0 {
+		return errors.New("not all is well")
 	}
 	return nil
 }
@@ -66,7 +64,8 @@ func installPackages() error {
 	}
 	install := append([]string{"install", "--yes", "--quiet", "--no-install-recommends"}, missing...)
 	for _, args := range [][]string{{"update", "--quiet"}, install} {
-		cmd := exec.Command("apt-get", args...)
+		// Mirrors fail now and then.
+		cmd := exec.Command("apt-get", append([]string{"-o", "Acquire::Retries=3"}, args...)...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -75,35 +74,54 @@ func installPackages() error {
 	return nil
 }
 
-// output runs a command that has nothing to say when all is well.
-func output(complaint, name string, args ...string) error {
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil || len(bytes.TrimSpace(out)) > 0 {
-		return fmt.Errorf("%s %w\n%s", complaint, err, out)
-	}
-	return nil
-}
-
 // results is what came out of the tests.
 type results struct {
-	passed, failed int
-	said           map[string][]string // output, by package and test
-	bad            []string
+	passed  int
+	failed  []string            // and skipped ones: packages and tests
+	output  map[string][]string // by package and test, of those that run
+	started map[string]bool     // tests by package and test, of those that run
 }
 
-// event is what "go test -json" prints (go doc test2json).
+// event is what "go test -json" prints (go doc test2json, go doc cmd/go).
 type event struct {
-	Action  string
-	Package string
-	Test    string
-	Output  string
-	Elapsed float64 // seconds
+	Action     string
+	Package    string
+	ImportPath string // of build-output
+	Test       string
+	Output     string
+	Elapsed    float64 // seconds
+	// FailedBuild is the ImportPath whose build failed, where a package
+	// fails for that.
+	FailedBuild string
 }
 
-// run runs "go test -json" and counts.
-func (r *results) run(name string, args ...string) error {
-	r.said = map[string][]string{}
-	cmd := exec.Command(name, args...)
+// quiet runs a command that has nothing to say when all is well.
+func (r *results) quiet(what, name string, args ...string) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err == nil && len(bytes.TrimSpace(out)) == 0 {
+		r.passed++
+		fmt.Println("pass", what)
+		return
+	}
+	fmt.Printf("--- fail: %s: %v\n%s", what, err, out)
+	r.failed = append(r.failed, what)
+}
+
+// tests runs "go test -json" and counts. That go itself fails counts too, where
+// no test has.
+func (r *results) tests(args ...string) {
+	r.output, r.started = map[string][]string{}, map[string]bool{}
+	before := r.passed + len(r.failed)
+	err := r.run(exec.Command("go", append([]string{"test", "-json"}, args...)...))
+	switch {
+	case err != nil && len(r.failed) == 0:
+		r.failed = append(r.failed, fmt.Sprintf("go test: %v", err))
+	case r.passed+len(r.failed) == before:
+		r.failed = append(r.failed, "go test: no test ran")
+	}
+}
+
+func (r *results) run(cmd *exec.Cmd) error {
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -124,49 +142,65 @@ func (r *results) run(name string, args ...string) error {
 			}
 		}
 		if err == io.EOF {
-			break
+			return cmd.Wait()
 		}
 		if err != nil {
-			return err
+			return errors.Join(err, cmd.Wait())
 		}
 	}
-	return cmd.Wait()
 }
 
 func (r *results) take(e event) {
-	key := e.Package + " " + e.Test
+	key := strings.TrimSpace(e.Package + " " + e.Test)
 	switch e.Action {
-	case "output", "build-output":
-		r.said[key] = append(r.said[key], e.Output)
+	case "build-output":
+		r.output[e.ImportPath] = append(r.output[e.ImportPath], e.Output)
+		return
+	case "output":
+		r.output[key] = append(r.output[key], e.Output)
+		return
+	case "run":
+		r.started[key] = true
 		return
 	case "pass", "skip", "fail":
 	default:
 		return
 	}
-	defer delete(r.said, key)
-	if e.Test == "" {
-		fmt.Printf("%-4s %-40s %6.1f s\n", e.Action, e.Package, e.Elapsed)
-		if e.Action == "fail" && !slices.ContainsFunc(r.bad, func(b string) bool { return strings.HasPrefix(b, e.Package+" ") }) {
-			r.complain(key, e.Action)
-		}
-		return
-	}
-	if e.Action == "pass" {
+	defer delete(r.output, key)
+	delete(r.started, key)
+	switch {
+	case e.Test != "" && e.Action == "pass":
 		r.passed++
-		return
+	case e.Test != "":
+		r.complain(e.Action, key)
+	case e.Action == "fail":
+		// A package fails for one of its tests, finished or not, or because
+		// it cannot be built, or for its TestMain.
+		for key := range r.started {
+			if strings.HasPrefix(key, e.Package+" ") {
+				r.complain("unfinished", key)
+				delete(r.started, key)
+			}
+		}
+		if !slices.ContainsFunc(r.failed, func(f string) bool { return strings.HasPrefix(f, e.Package+" ") }) {
+			r.output[key] = append(r.output[e.FailedBuild], r.output[key]...)
+			r.complain(e.Action, key)
+		}
+		fallthrough
+	case e.Action == "pass":
+		fmt.Printf("%-4s %-40s %6.1f s\n", e.Action, e.Package, e.Elapsed)
 	}
-	r.complain(key, e.Action)
 }
 
-func (r *results) complain(key, action string) {
-	r.failed++
-	r.bad = append(r.bad, key)
-	fmt.Printf("--- %s: %s\n%s", action, key, strings.Join(r.said[key], ""))
+// complain counts what has failed and shows what it said.
+func (r *results) complain(action, key string) {
+	r.failed = append(r.failed, key)
+	fmt.Printf("--- %s: %s\n%s", action, key, strings.Join(r.output[key], ""))
 }
 
 func (r *results) print(took time.Duration) {
-	for _, b := range r.bad {
-		fmt.Println("failed:", b)
+	for _, f := range r.failed {
+		fmt.Println("failed:", f)
 	}
-	fmt.Printf("all tests took %.0f s\n%d passed, %d failed\n", took.Seconds(), r.passed, r.failed)
+	fmt.Printf("all tests took %.0f s\n%d passed, %d failed\n", took.Seconds(), r.passed, len(r.failed))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -62,7 +63,8 @@ var stateDirs = []string{"/etc/rblnft", "/var/lib/rblnft"}
 // socket listen, now and after every boot, and the daemon started at boot; one
 // that runs is started anew if anything has changed. It may be repeated. A mail
 // server that runs is not touched: its next connection has the new filter, if
-// its run script names it.
+// its run script names it. Another filter in our filter's place is kept beside
+// it, for uninstall to put back.
 func install() error {
 	t, err := newTarget()
 	if err != nil {
@@ -71,6 +73,11 @@ func install() error {
 	files, err := t.files()
 	if err != nil {
 		return err
+	}
+	if t.destdir == "" {
+		if err := keepOther(t.program("rblsmtpd")); err != nil {
+			return err
+		}
 	}
 	changed := map[string]bool{}
 	for _, f := range files {
@@ -116,17 +123,25 @@ func install() error {
 
 // uninstall takes away what install has put in place, and the nftables table.
 // Configuration, state, and the user that owns the state stay, unless purge is
-// set.
+// set. Where a mail server would be left without its filter, it does nothing.
 func uninstall(purge bool) error {
 	t, err := newTarget()
 	if err != nil {
 		return err
+	}
+	if t.destdir == "" {
+		if err := putOtherBack(t.program("rblsmtpd")); err != nil {
+			return err
+		}
 	}
 	var errs []error
 	if _, err := os.Stat(filepath.Join(t.units, serviceUnit)); t.live() && err == nil {
 		errs = append(errs, command("systemctl", "--quiet", "disable", "--now", socketUnit, serviceUnit))
 	}
 	for _, path := range t.paths() {
+		if t.destdir == "" && path == t.program("rblsmtpd") && !isOurs(path) {
+			continue
+		}
 		errs = append(errs, remove(filepath.Join(t.destdir, path), t.destdir))
 	}
 	if t.destdir == "" {
@@ -137,15 +152,70 @@ func uninstall(purge bool) error {
 		// It may have failed before, which systemd would remember.
 		exec.Command("systemctl", "reset-failed", socketUnit, serviceUnit).Run()
 	}
-	if purge {
-		for _, dir := range stateDirs {
-			errs = append(errs, os.RemoveAll(filepath.Join(t.destdir, dir)))
+	for _, dir := range stateDirs {
+		dir = filepath.Join(t.destdir, dir)
+		if purge {
+			errs = append(errs, os.RemoveAll(dir))
+		} else if _, err := os.Stat(dir); err == nil {
+			fmt.Println("left:", dir)
 		}
+	}
+	if purge {
 		if _, err := user.Lookup(daemonUser); err == nil && t.destdir == "" {
 			errs = append(errs, command("userdel", daemonUser))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// other is where a filter is kept that was in our filter's place before, such as
+// the original one, compiled by hand.
+func other(filter string) string { return filter + ".before-rblnft" }
+
+// isOurs reports whether the program at path is our filter.
+func isOurs(path string) bool {
+	info, err := buildinfo.ReadFile(path)
+	return err == nil && info.Path == "rblnft/cmd/rblsmtpd"
+}
+
+// keepOther keeps another program that is in our filter's place.
+func keepOther(filter string) error {
+	if _, err := os.Lstat(filter); errors.Is(err, fs.ErrNotExist) || isOurs(filter) {
+		return nil
+	}
+	if err := os.Link(filter, other(filter)); err != nil {
+		return fmt.Errorf("keep the program that is there: %w", err)
+	}
+	fmt.Println("kept:", other(filter))
+	return nil
+}
+
+// putOtherBack puts back what keepOther kept, so that there is a filter at any
+// moment. Where nothing was kept, no mail server may need ours any more.
+func putOtherBack(filter string) error {
+	if !isOurs(filter) {
+		return nil
+	}
+	err := os.Rename(other(filter), filter)
+	if err == nil {
+		fmt.Println("put back:", filter)
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, p := range processes {
+		line, _ := os.ReadFile(p) // it may have ended
+		if args := strings.Split(string(line), "\x00"); slices.Contains(args, filter) {
+			return fmt.Errorf("%s of process %s has %s among its arguments: have its run script name another filter first",
+				args[0], filepath.Base(filepath.Dir(p)), filter)
+		}
+	}
+	return nil
 }
 
 // remove removes a file, and of the directories it was in those that are empty

@@ -303,6 +303,25 @@ func TestInstalled(t *testing.T) {
 			t.Errorf("the user is still there: %s", out)
 		}
 	})
+
+	step("uninstall what a mail server runs", func(t *testing.T) {
+		c.sh("rm /usr/local/bin/rblsmtpd")
+		c.setup("install")
+		c.accepts("192.0.2.1")
+		out, err := c.try("cd /src && GOPROXY=off GOTOOLCHAIN=local go run ./cmd/setup uninstall 2>&1")
+		if err == nil || !strings.Contains(out, "tcpserver of process "+mail+" has /usr/local/bin/rblsmtpd among its arguments") {
+			t.Errorf("%v: %s", err, out)
+		}
+		c.accepts("192.0.2.1")
+		c.want("systemctl is-active rblnftd.socket", "active")
+		c.sh("systemctl stop mail.service")
+		c.setup("uninstall -purge")
+		for path := range strings.FieldsSeq(differ(before, c.files())) {
+			if !strings.HasPrefix(path, "-/usr/local/bin/rblsmtpd:") {
+				t.Errorf("left behind: %s", path)
+			}
+		}
+	})
 }
 
 // verify checks the units as systemd sees them.
@@ -350,7 +369,7 @@ func (c *container) noDropIn(name string) {
 func (c *container) files() []string {
 	c.t.Helper()
 	out := c.sh(`find /etc /usr /lib/systemd /run /var /root -xdev \
-		\( -path /run/systemd -o -path /run/udev -o -path /run/log -o -path /run/credentials -o -path /run/lock \
+		\( -path /run/systemd -o -path /run/udev -o -path /run/log -o -path /run/credentials -o -path /run/lock -o -name '*.pid' \
 		-o -path /var/log -o -path /var/cache -o -path /var/tmp -o -path /var/lib/systemd -o -path /usr/local/go -o -path /root \) -prune \
 		-o -type f -printf '%p:%s\n' -o -printf '%p\n'`)
 	list := strings.Split(out, "\n")
