@@ -10,9 +10,9 @@ import (
 )
 
 // TestSignals sends a signal to both programs while they talk to a client, and
-// while they wait for a list. What a program does about each is what the
-// kernel does about it by default, unless it asks for something else. SIGPIPE is
-// left out: a log that nobody reads kills rblsmtpd, and must not stop mail.
+// while they wait for a list. Both leave what happens then to the kernel, but
+// for SIGALRM in the conversation. The filter ignores SIGPIPE besides, see the
+// difference "client gone in the conversation".
 func TestSignals(t *testing.T) {
 	l := theLab(t)
 	t.Parallel()
