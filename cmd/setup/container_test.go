@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -84,7 +85,25 @@ type container struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	leader int // its process 1, as seen from outside
-	log    *bytes.Buffer
+	log    *console
+}
+
+// console is what a container says, for several goroutines.
+type console struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.String()
 }
 
 // boot boots a container. What it changes of its root file system is gone with
@@ -126,7 +145,7 @@ for group in $groups; do
 	find "$group" -depth -type d -exec rmdir {} +
 done
 exit $status`
-	c := &container{t: t, log: new(bytes.Buffer)}
+	c := &container{t: t, log: new(console)}
 	c.cmd = exec.Command("unshare", append([]string{"--mount", "--propagation=private", "sh", "-c", script, "sh", dir, lower}, args...)...)
 	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -220,10 +220,15 @@ if [ -d /run/systemd/system ]; then
 fi
 `
 
-// debPrerm also takes away the table, which the daemon leaves when it ends.
+// debPrerm also takes away the table, which the daemon leaves when it ends. A
+// mail server whose filter vanishes takes no mail.
 const debPrerm = `#!/bin/sh
 set -e
 [ "$1" = remove ] || exit 0
+if grep -qszxF /usr/lib/rblnft/rblsmtpd /proc/[0-9]*/cmdline; then
+	echo "a process has /usr/lib/rblnft/rblsmtpd among its arguments: have its run script name another filter first" >&2
+	exit 1
+fi
 [ ! -d /run/systemd/system ] || deb-systemd-invoke stop rblnftd.socket rblnftd.service
 nft delete table inet rblnft 2>/dev/null || true
 `

@@ -171,6 +171,11 @@ func TestDebInstalled(t *testing.T) {
 	})
 
 	step("remove", func(t *testing.T) {
+		if out, err := c.try("dpkg --remove rblnft 2>&1"); err == nil || !strings.Contains(out, "have its run script name another filter first") {
+			t.Errorf("removed, while a mail server needs it: %v\n%s", err, out)
+		}
+		c.accepts("192.0.2.1")
+		c.want("systemctl is-active rblnftd.socket", "active")
 		filter("/usr/bin/rblsmtpd")
 		mail = c.mailPID()
 		c.sh("dpkg --remove rblnft 2>&1")
