@@ -253,7 +253,7 @@ func BenchmarkMemory(b *testing.B) {
 				start = time.Now()
 				from = s.logged()
 				s.start()
-				s.await(from, "elements restored", "set=blocked4", fmt.Sprintf("elements=%d", n))
+				s.await(from, "elements restored", "set=blocked4", fmt.Sprintf("restored=%d", n))
 				b.ReportMetric(time.Since(start).Seconds(), "restore-s")
 				b.ReportMetric(alone.Seconds(), "raw-s")
 				time.Sleep(10 * time.Second)

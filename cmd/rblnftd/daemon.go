@@ -136,12 +136,13 @@ func (d *daemon) run() (err error) {
 // takeOver makes what the kernel's sets hold part of the book. Where they hold
 // nothing they are new, most likely, and the table fills them by itself.
 func (d *daemon) takeOver() error {
+	start := time.Now()
 	elements, err := d.table.Elements()
 	if err != nil {
 		return err
 	}
 	b := d.book.Load()
-	d.keeper.Remove(b.TakeOver(elements))
+	d.keeper.Remove(b.TakeOver(elements, slack(start)))
 	missing := 0
 	if len(elements) > 0 {
 		missing = d.keeper.CommitWaiting()
@@ -150,6 +151,10 @@ func (d *daemon) takeOver() error {
 	d.log.Info("taken over", "elements", len(elements), "missing", missing, "blocked", blocked, "remembered", remembered)
 	return nil
 }
+
+// slack is how much the times of elements may be wrong that have been read
+// since start: an element tells how much time it has left at that moment.
+func slack(start time.Time) time.Duration { return time.Second + time.Since(start) }
 
 // settled is when the table has filled sets that are new.
 const settled = 5 * time.Second
@@ -162,12 +167,13 @@ func (d *daemon) compareOnce(ctx context.Context) error {
 		return nil
 	case <-time.After(settled):
 	}
+	start := time.Now()
 	elements, err := d.table.Elements()
 	if err != nil {
 		d.log.Warn("the elements cannot be compared", "error", err)
 		return nil
 	}
-	d.book.Load().Confirm(elements)
+	d.book.Load().Confirm(elements, slack(start))
 	if missing := d.keeper.CommitWaiting(); missing > 0 {
 		d.log.Info("elements are missing", "missing", missing)
 	}

@@ -237,7 +237,7 @@ func (b *Book) decide(r intake.Report) (Outcome, key) {
 		}
 	}
 	rec.expires = o.Expires.UnixMilli()
-	rec.flags &^= byHand | waiting // who records it commits it
+	rec.flags &^= byHand
 	b.put(k, rec, r.Zone)
 	return o, k
 }

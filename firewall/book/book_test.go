@@ -371,7 +371,7 @@ func TestTakeOver(t *testing.T) {
 		// 192.0.2.4 is missing
 		block("192.0.2.5", 2*time.Hour), // by hand, or without a journal
 		block("10.0.0.1", time.Hour),    // allowed
-	})
+	}, 0)
 	if len(unwanted) != 1 || unwanted[0].String() != "10.0.0.1/32" {
 		t.Errorf("unwanted %v, want 10.0.0.1/32", unwanted)
 	}
@@ -392,7 +392,7 @@ func TestTakeOver(t *testing.T) {
 	if want := []string{"192.0.2.2/32", "192.0.2.4/32"}; !slices.Equal(waits, want) {
 		t.Errorf("waiting %v, want %v", waits, want)
 	}
-	b.Confirm([]firewall.Block{block("192.0.2.4", time.Hour)})
+	b.Confirm([]firewall.Block{block("192.0.2.4", time.Hour)}, 0)
 	if n := len(b.waiting()); n != 1 {
 		t.Errorf("%d are waiting, want one", n)
 	}

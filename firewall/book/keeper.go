@@ -47,6 +47,14 @@ type Keeper struct {
 	adoption []key          // waiting since the start
 
 	// What follows is Run's own.
+	lanes     [2]lane
+	unlogged  int // hits for which there was no line
+	nextCount time.Time
+}
+
+// A lane is what waits of one address family: where one set is not there, or
+// is full, the other one does not suffer.
+type lane struct {
 	backlog   []key // waiting to be committed, the last one first
 	full      []key // did not fit; for the backlog when it is time
 	fullUntil time.Time
@@ -55,6 +63,7 @@ type Keeper struct {
 	backoff   time.Duration
 	notBefore time.Time
 	nextWarn  time.Time
+	err       error // why the last commit failed
 }
 
 type late struct {
@@ -72,11 +81,14 @@ const (
 	maxBackoff   = 5 * time.Second
 	fullPause    = 10 * time.Second
 	warnInterval = 30 * time.Second
-	maxLate      = 20_000
+	// countInterval is how often it is logged how many hits were not logged.
+	countInterval = 10 * time.Second
+	maxLate       = 20_000
 )
 
 // NewKeeper returns a Keeper. It logs one line for each hit; of more than 1,000
-// hits a second, where they last, it logs how many more there were.
+// hits a second, where they last, it logs from time to time how many more there
+// were.
 func NewKeeper(book *Book, source Source, table Table, log *slog.Logger) *Keeper {
 	return &Keeper{
 		book: book, source: source, table: table, log: log,
@@ -149,164 +161,221 @@ func (k *Keeper) poke() {
 
 // commit tells the kernel of a batch.
 func (k *Keeper) commit(ctx context.Context, outcomes []Outcome) {
+	var made [2][]Outcome
+	batch := 0
+	for _, o := range outcomes {
+		if o.Decision == Blocked || o.Decision == Renewed {
+			f := keyOf(o.Prefix).family
+			made[f] = append(made[f], o)
+			batch++
+		} else {
+			k.logHits([]Outcome{o}, 0)
+		}
+	}
+	for f := range k.lanes {
+		k.commitFamily(ctx, &k.lanes[f], made[f], batch)
+	}
+}
+
+func (k *Keeper) commitFamily(ctx context.Context, l *lane, outcomes []Outcome, batch int) {
 	if len(outcomes) == 0 {
 		return
 	}
-	blocks := make([]firewall.Block, 0, len(outcomes))
+	blocks := make([]firewall.Block, len(outcomes))
+	keys := make([]key, len(outcomes))
 	for i := range outcomes {
-		if o := &outcomes[i]; o.Decision == Blocked || o.Decision == Renewed {
-			blocks = append(blocks, firewall.Block{Prefix: o.Prefix, Expires: o.Expires, Zone: o.Zone})
-		}
-	}
-	if len(blocks) == 0 {
-		k.logAll(outcomes, 0)
-		return
+		o := &outcomes[i]
+		blocks[i] = firewall.Block{Prefix: o.Prefix, Expires: o.Expires, Zone: o.Zone}
+		keys[i] = keyOf(o.Prefix)
 	}
 	var err error
-	if wait := time.Until(k.notBefore); wait <= 0 {
-		err = k.table.Commit(ctx, blocks)
-		if err == nil {
-			k.succeeded()
-			k.logAll(outcomes, len(blocks))
+	if !time.Now().Before(l.notBefore) {
+		if err = k.table.Commit(ctx, blocks); err == nil {
+			k.book.committed(keys)
+			k.succeeded(l)
+			k.logHits(outcomes, batch)
 			return
 		}
 	}
-	keys := make([]key, len(blocks))
-	for i, b := range blocks {
-		keys[i] = keyOf(b.Prefix)
-	}
-	k.postpone(keys, err)
+	k.postpone(l, keys, err)
 	for _, o := range outcomes {
-		if len(k.late) < maxLate {
-			k.late = append(k.late, late{o, len(blocks)})
+		if len(l.late) < maxLate {
+			l.late = append(l.late, late{o, batch})
 		} else {
-			k.unlogged++
+			l.unlogged++
 		}
 	}
 }
 
 // postpone puts blocks off that were not committed because of err, or because
 // it is not the time to try, where err is nil.
-func (k *Keeper) postpone(keys []key, err error) {
-	k.book.setWaiting(keys)
+func (k *Keeper) postpone(l *lane, keys []key, err error) {
+	keys = k.book.setWaiting(keys) // those that do not wait already
 	if errors.Is(err, firewall.ErrFull) {
 		// Which ones did not fit is not known. All are tried again, when
 		// others may have expired.
-		if len(k.full) == 0 {
-			k.fullUntil = time.Now().Add(fullPause)
+		if len(l.full) == 0 {
+			l.fullUntil = time.Now().Add(fullPause)
 			time.AfterFunc(fullPause, k.poke)
 		}
-		k.full = append(k.full, keys...)
+		l.full = append(l.full, keys...)
 		return
 	}
-	k.backlog = append(k.backlog, keys...)
+	l.backlog = append(l.backlog, keys...)
 	if err != nil {
-		k.failed(err)
+		k.failed(l, err)
 	}
 }
 
 // failed makes the next attempt wait.
-func (k *Keeper) failed(err error) {
+func (k *Keeper) failed(l *lane, err error) {
+	l.err = err
 	k.failing.Store(&err)
-	k.backoff = min(max(2*k.backoff, firstBackoff), maxBackoff)
+	l.backoff = min(max(2*l.backoff, firstBackoff), maxBackoff)
 	now := time.Now()
-	k.notBefore = now.Add(k.backoff)
-	time.AfterFunc(k.backoff, k.poke)
+	l.notBefore = now.Add(l.backoff)
+	time.AfterFunc(l.backoff, k.poke)
 	// A ruleset that is being reloaded is no news.
-	if k.backoff > 16*firstBackoff && now.After(k.nextWarn) {
-		k.nextWarn = now.Add(warnInterval)
+	if l.backoff > 16*firstBackoff && now.After(l.nextWarn) {
+		l.nextWarn = now.Add(warnInterval)
 		k.log.Error("blocks cannot be committed; they wait, and are tried again",
-			"waiting", len(k.backlog), "error", err)
+			"waiting", len(l.backlog), "error", err)
 	}
 }
 
-func (k *Keeper) succeeded() {
-	if k.backoff > 16*firstBackoff {
-		k.log.Info("blocks can be committed again", "waiting", len(k.backlog))
-		k.nextWarn = time.Time{}
+func (k *Keeper) succeeded(l *lane) {
+	if l.backoff == 0 {
+		return
 	}
-	k.backoff = 0
+	if l.backoff > 16*firstBackoff {
+		k.log.Info("blocks can be committed again", "waiting", len(l.backlog))
+		l.nextWarn = time.Time{}
+	}
+	l.backoff, l.err = 0, nil
 	k.failing.Store(nil)
+	for i := range k.lanes {
+		if err := k.lanes[i].err; err != nil {
+			k.failing.Store(&err)
+		}
+	}
 }
 
 // remove takes out of the kernel what is to be taken out.
 func (k *Keeper) remove(ctx context.Context) {
 	k.mu.Lock()
-	prefixes := k.removals
+	all := k.removals
 	k.removals = nil
 	k.mu.Unlock()
-	if len(prefixes) == 0 {
-		return
-	}
+	var prefixes [2][]netip.Prefix
 	// What was blocked again meanwhile stays.
-	prefixes = k.book.notInForce(prefixes)
-	var err error
-	if time.Now().Before(k.notBefore) {
-		k.Remove(prefixes)
-		return
+	for _, p := range k.book.notInForce(all) {
+		f := keyOf(p).family
+		prefixes[f] = append(prefixes[f], p)
 	}
-	if err = k.table.Remove(ctx, prefixes); err != nil {
-		k.failed(err)
-		k.Remove(prefixes)
-		return
+	for f := range k.lanes {
+		l := &k.lanes[f]
+		if len(prefixes[f]) == 0 {
+			continue
+		}
+		if time.Now().Before(l.notBefore) {
+			k.removeLater(prefixes[f])
+			continue
+		}
+		err := k.table.Remove(ctx, prefixes[f])
+		if errors.Is(err, firewall.ErrMissing) {
+			continue // there is nothing to take them out of
+		}
+		if err != nil {
+			k.removeLater(prefixes[f])
+			k.failed(l, err)
+			continue
+		}
+		k.succeeded(l)
+		for _, p := range prefixes[f] {
+			k.log.Info("unblocked", "addr", p, "decision", string(Allowed))
+		}
 	}
-	for _, p := range prefixes {
-		k.log.Info("unblocked", "addr", p, "decision", string(Allowed))
-	}
+}
+
+// removeLater has prefixes taken out of the kernel when the next attempt is
+// made.
+func (k *Keeper) removeLater(prefixes []netip.Prefix) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.removals = append(k.removals, prefixes...)
 }
 
 // catchUp commits a part of what waits.
 func (k *Keeper) catchUp(ctx context.Context) {
 	k.mu.Lock()
-	if len(k.adoption) > 0 {
-		k.backlog = append(k.adoption, k.backlog...)
-		k.adoption = nil
-	}
+	adoption := k.adoption
+	k.adoption = nil
 	k.mu.Unlock()
-	now := time.Now()
-	if len(k.full) > 0 && now.After(k.fullUntil) {
-		k.backlog = append(k.full, k.backlog...)
-		k.full = nil
+	for f := range k.lanes {
+		l := &k.lanes[f]
+		if len(adoption) > 0 {
+			var first []key
+			for _, x := range adoption {
+				if int(x.family) == f {
+					first = append(first, x)
+				}
+			}
+			l.backlog = append(first, l.backlog...)
+		}
+		now := time.Now()
+		if len(l.full) > 0 && !now.Before(l.fullUntil) {
+			l.backlog = append(l.full, l.backlog...)
+			l.full = nil
+		}
+		if len(l.backlog) > 0 && !now.Before(l.notBefore) {
+			k.catchUpFamily(ctx, l)
+		}
 	}
-	if len(k.backlog) == 0 || now.Before(k.notBefore) {
-		return
+}
+
+func (k *Keeper) catchUpFamily(ctx context.Context, l *lane) {
+	rest := max(0, len(l.backlog)-chunkSize)
+	chunk := l.backlog[rest:]
+	l.backlog = l.backlog[:rest:rest]
+	if blocks := k.book.due(chunk); len(blocks) > 0 {
+		if err := k.table.Commit(ctx, blocks); err != nil {
+			k.postpone(l, chunk, err)
+			return
+		}
+		k.succeeded(l)
 	}
-	rest := max(0, len(k.backlog)-chunkSize)
-	chunk := k.backlog[rest:]
-	blocks := k.book.due(chunk)
-	err := k.table.Commit(ctx, blocks)
-	if err != nil {
-		keys := append([]key(nil), chunk...)
-		k.backlog = k.backlog[:rest]
-		k.postpone(keys, err)
-		return
-	}
-	k.backlog = k.backlog[:rest]
-	k.succeeded()
 	if rest > 0 {
 		k.poke()
 		return
 	}
-	k.backlog = nil
-	if len(k.full) > 0 {
+	l.backlog = nil
+	if len(l.full) > 0 {
 		return
 	}
-	for _, l := range k.late {
-		k.logHit(&l.Outcome, l.batch)
+	for _, x := range l.late {
+		// It may have been unblocked meanwhile.
+		if k.book.Renews(x.Addr) {
+			k.logHit(&x.Outcome, x.batch)
+		}
 	}
-	if k.unlogged > 0 {
-		k.log.Info("hits committed late", "more", k.unlogged)
+	if l.unlogged > 0 {
+		k.log.Info("hits committed late", "more", l.unlogged)
 	}
-	k.late, k.unlogged = nil, 0
+	l.late, l.unlogged = nil, 0
 }
 
-func (k *Keeper) logAll(outcomes []Outcome, batch int) {
+// logHits logs hits one by one, unless they are too many.
+func (k *Keeper) logHits(outcomes []Outcome, batch int) {
 	for i := range outcomes {
-		if !k.hits.Allow() {
-			k.log.Info("more hits than are logged one by one", "more", len(outcomes)-i, "batch", batch)
-			return
+		if k.hits.Allow() {
+			k.logHit(&outcomes[i], batch)
+		} else {
+			k.unlogged++
 		}
-		k.logHit(&outcomes[i], batch)
+	}
+	if now := time.Now(); k.unlogged > 0 && now.After(k.nextCount) {
+		k.log.Info("more hits than are logged one by one", "more", k.unlogged)
+		k.unlogged, k.nextCount = 0, now.Add(countInterval)
 	}
 }
 
@@ -352,13 +421,28 @@ func (b *Book) waiting() (keys []key) {
 	return keys
 }
 
-// setWaiting marks records as not committed.
-func (b *Book) setWaiting(keys []key) {
+// setWaiting marks records as not committed, and returns those that were not
+// marked before.
+func (b *Book) setWaiting(keys []key) (marked []key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, k := range keys {
-		if rec, known := b.records[k.family][k.bits]; known {
+		if rec, known := b.records[k.family][k.bits]; known && rec.flags&waiting == 0 {
 			rec.flags |= waiting
+			b.records[k.family][k.bits] = rec
+			marked = append(marked, k)
+		}
+	}
+	return marked
+}
+
+// committed takes the mark of waiting from records.
+func (b *Book) committed(keys []key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, k := range keys {
+		if rec, known := b.records[k.family][k.bits]; known && rec.flags&waiting != 0 {
+			rec.flags &^= waiting
 			b.records[k.family][k.bits] = rec
 		}
 	}

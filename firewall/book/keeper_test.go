@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,7 +61,12 @@ type household struct {
 
 func keep(t *testing.T, b *Book) *household {
 	t.Helper()
-	table, err := firewall.Open(firewall.DefaultConfig(), discard())
+	return keepIn(t, b, firewall.DefaultConfig())
+}
+
+func keepIn(t *testing.T, b *Book, cfg firewall.Config) *household {
+	t.Helper()
+	table, err := firewall.Open(cfg, discard())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +176,7 @@ func TestFloodIsFewBatches(t *testing.T) {
 
 func TestNothingIsLostWhileCommitsFail(t *testing.T) {
 	h := keep(t, New(testPolicy(), discard()))
-	h.table.fails.Store(8)
+	h.table.fails.Store(14)
 	h.hits("192.0.2.1")
 	until(t, "failing", func() bool { return h.keeper.Failing() != nil })
 	h.hits("192.0.2.2", "2001:db8::1")
@@ -184,7 +190,7 @@ func TestNothingIsLostWhileCommitsFail(t *testing.T) {
 	if h.keeper.Failing() != nil {
 		t.Errorf("failing still: %v", h.keeper.Failing())
 	}
-	if n := strings.Count(h.log(), "\n"); n > 8 {
+	if n := strings.Count(h.log(), "\n"); n > 10 {
 		t.Errorf("%d lines: %s", n, h.log())
 	}
 	// And it works as before.
@@ -290,5 +296,37 @@ func TestHitsDoNotWaitForTheBacklog(t *testing.T) {
 	h.stop()
 	if got := len(h.elements()); got != n+1 {
 		t.Errorf("%d elements, want %d", got, n+1)
+	}
+}
+
+// In a table of IPv4 alone, IPv6 addresses wait, and IPv4 ones do not.
+func TestOneFamilyMissing(t *testing.T) {
+	if out, err := exec.Command("nft", "add table ip only4; add set ip only4 blocked4 { type ipv4_addr; flags timeout; }").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cfg := firewall.DefaultConfig()
+	cfg.Table, cfg.Rules = "ip only4", false
+	h := keepIn(t, New(testPolicy(), discard()), cfg)
+	h.hits("2001:db8::1", "192.0.2.1", "2001:db8:0:1::1")
+	until(t, "IPv4 is in", func() bool { return len(h.elements()) == 1 })
+	until(t, "said", func() bool { return strings.Contains(h.log(), "blocks cannot be committed") })
+	start := time.Now()
+	for i := range 50 {
+		h.hits(fmt.Sprintf("192.0.2.%d", 2+i), "2001:db8::1")
+		until(t, "logged", func() bool { return strings.Contains(h.log(), fmt.Sprintf("addr=192.0.2.%d ", 2+i)) })
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("IPv4 waited for IPv6: 50 hits took %s", took)
+	}
+	p := testPolicy()
+	p.Allow = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("192.0.2.1/32")}
+	h.keeper.Remove(h.book.SetPolicy(p))
+	until(t, "unblocked", func() bool { return len(h.elements()) == 50 })
+	h.stop()
+	if n := len(h.keeper.lanes[1].backlog); n > 2 {
+		t.Errorf("%d wait, of two addresses", n)
+	}
+	if strings.Contains(h.log(), "addr=2001:db8::1 ") {
+		t.Errorf("said to be blocked: %s", h.log())
 	}
 }

@@ -1,7 +1,6 @@
 package book
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -152,11 +151,13 @@ func (b *Book) sweep(now time.Time, breathe func()) {
 
 // TakeOver makes what the kernel's sets hold at the start part of the book, as
 // it is. A block that the journal has for longer, or alone, waits for being
-// put into the kernel ([Book.Waiting]). It returns what the allow list does
-// not permit, for it to be taken out of the kernel's sets.
-func (b *Book) TakeOver(elements []firewall.Block) (unwanted []netip.Prefix) {
+// put into the kernel ([Keeper.CommitWaiting]). Times that differ by less than
+// slack, which is at least a second, are the same. It returns what the allow
+// list does not permit, for it to be taken out of the kernel's sets.
+func (b *Book) TakeOver(elements []firewall.Block, slack time.Duration) (unwanted []netip.Prefix) {
 	b.writing.Lock()
 	defer b.writing.Unlock()
+	slack = max(slack, expiring)
 	var entries []entry
 	b.mu.Lock()
 	for _, e := range elements {
@@ -171,9 +172,9 @@ func (b *Book) TakeOver(elements []firewall.Block) (unwanted []netip.Prefix) {
 		case known && rec.flags&live != 0 && rec.flags&waiting == 0:
 			// It has been dealt with by now.
 			continue
-		case known && rec.expires > expires+expiring.Milliseconds():
+		case known && rec.expires > expires && rec.expires-expires > slack.Milliseconds():
 			continue
-		case known && cmp.Compare(rec.expires, expires-expiring.Milliseconds()) >= 0:
+		case known && rec.expires >= expires-slack.Milliseconds():
 			// The same, but for the time between two looks at the clock.
 			rec.flags &^= waiting
 			b.records[k.family][k.bits] = rec
@@ -190,14 +191,16 @@ func (b *Book) TakeOver(elements []firewall.Block) (unwanted []netip.Prefix) {
 }
 
 // Confirm takes the mark of waiting from those blocks that the kernel's sets
-// hold by now.
-func (b *Book) Confirm(elements []firewall.Block) {
+// hold by now, until the same time but for slack.
+func (b *Book) Confirm(elements []firewall.Block, slack time.Duration) {
+	slack = max(slack, expiring)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range elements {
 		k := keyOf(e.Prefix)
 		rec, known := b.records[k.family][k.bits]
-		if known && rec.flags&waiting != 0 && rec.expires <= milli(e.Expires)+expiring.Milliseconds() {
+		expires := milli(e.Expires)
+		if known && rec.flags&waiting != 0 && (rec.expires <= expires || rec.expires-expires <= slack.Milliseconds()) {
 			rec.flags &^= waiting
 			b.records[k.family][k.bits] = rec
 		}
