@@ -238,6 +238,25 @@ func TestInstalled(t *testing.T) {
 		mail = c.mailPID()
 	})
 
+	step("reboot with a bad configuration", func(t *testing.T) {
+		good := c.sh("cat /etc/rblnft/rblnftd.toml")
+		c.write("/etc/rblnft/rblnftd.toml", "expiry = 'soon'\n")
+		leader := c.leader
+		c.sh("systemctl reboot")
+		// A service that the network is ordered after, and that keeps failing,
+		// must not keep the machine from its network.
+		c.awaitBoot(leader)
+		c.awaitMail()
+		mail = c.mailPID()
+		c.want("systemctl is-active network-pre.target rblnftd.socket", "active\nactive")
+		c.want("systemctl show --property=ExecMainStatus rblnftd.service", "=100")
+		c.accepts("192.0.2.1")
+		c.rejects("192.0.2.129") // nobody blocks it; the filter does what it always did
+		c.write("/etc/rblnft/rblnftd.toml", good+"\n")
+		c.awaitBlocked(netip.MustParseAddr("192.0.2.129"))
+		c.drops("192.0.2.129")
+	})
+
 	step("ten thousand hits while the service crashes on start", func(t *testing.T) {
 		const hits = 10_000
 		c.dropIn("crash", "ExecStart=\nExecStart=/bin/sh -c 'kill -SEGV $$$$'")
