@@ -119,11 +119,16 @@ func TestDestdir(t *testing.T) {
 }
 
 func TestBadPrefix(t *testing.T) {
-	t.Setenv("DESTDIR", t.TempDir())
-	t.Setenv("PREFIX", "usr")
-	for name, do := range map[string]func() error{"install": install, "uninstall": func() error { return uninstall(false) }} {
-		if err := do(); err == nil || !strings.Contains(err.Error(), `$PREFIX "usr"`) {
-			t.Errorf("%s: %v", name, err)
+	for _, tt := range []struct{ prefix, destdir, want string }{
+		{"usr", "", `$PREFIX "usr" is no absolute path`},
+		{"./usr", "/tmp", `$PREFIX "./usr" is no absolute path`},
+		{"/usr", "", "ucspi-tcp's"},
+		{"/usr/", "", "ucspi-tcp's"},
+	} {
+		t.Setenv("DESTDIR", tt.destdir)
+		t.Setenv("PREFIX", tt.prefix)
+		if _, err := newTarget(); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v", tt, err)
 		}
 	}
 }

@@ -32,14 +32,18 @@ func newTarget() (target, error) {
 	if !filepath.IsAbs(prefix) {
 		return target{}, fmt.Errorf("$PREFIX %q is no absolute path", prefix)
 	}
+	prefix = filepath.Clean(prefix)
 	destdir := os.Getenv("DESTDIR")
+	if prefix == "/usr" && destdir == "" {
+		return target{}, errors.New("$PREFIX /usr, without $DESTDIR, is for packages: its bin/rblsmtpd is ucspi-tcp's (make one with \"deb DIR\")")
+	}
 	if destdir != "" {
 		var err error
 		if destdir, err = filepath.Abs(destdir); err != nil {
 			return target{}, err
 		}
 	}
-	return target{local(filepath.Clean(prefix)), destdir}, nil
+	return target{local(prefix), destdir}, nil
 }
 
 // live reports whether this machine is installed to, and systemd runs it
@@ -90,6 +94,10 @@ func install() error {
 		fmt.Println(filepath.Join(t.destdir, f.path))
 	}
 	if t.destdir != "" {
+		return nil
+	}
+	if _, err := exec.LookPath("systemd-sysusers"); err != nil {
+		fmt.Println("no systemd here: run rblnftd -s PATH as a service of your own")
 		return nil
 	}
 	if err := command("systemd-sysusers", filepath.Join(t.systemd, "sysusers.d/rblnft.conf")); err != nil {
