@@ -241,9 +241,12 @@ func BenchmarkMemory(b *testing.B) {
 					b.Fatal(end)
 				}
 				start := time.Now()
+				from = s.logged()
 				s.start()
+				b.ReportMetric(time.Since(start).Seconds(), "start-s")
+				s.await(from, "elements taken over", fmt.Sprintf("elements=%d missing=0", n))
 				b.ReportMetric(time.Since(start).Seconds(), "takeover-s")
-				time.Sleep(10 * time.Second)
+				time.Sleep(time.Second)
 				b.ReportMetric(s.resident(), "restarted-MB")
 				s.end()
 				if n == 0 {

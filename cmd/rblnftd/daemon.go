@@ -14,11 +14,14 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"rblnft/firewall"
 	"rblnft/firewall/book"
@@ -89,14 +92,21 @@ func (d *daemon) run() (err error) {
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	d.book.Store(b)
+	isNew, err := newSets(d.cfg.table)
+	if err != nil {
+		return fail(err)
+	}
 	if d.table, err = firewall.Open(d.cfg.table, d.log); err != nil {
 		return fail(err)
 	}
 	defer d.table.Close()
 	d.keeper = book.NewKeeper(b, d.queue, d.table, d.log)
-	if err := d.takeOver(); err != nil {
-		return fail(err)
+	for family, fresh := range isNew {
+		if fresh {
+			b.LeaveToTable(family == 1)
+		}
 	}
+	debug.FreeOSMemory() // to read the journal takes more than to keep it
 
 	tasks.Go(func() error { return d.table.Run(ctx, b) })
 	tasks.Go(func() error { return b.Run(ctx) })
@@ -104,7 +114,9 @@ func (d *daemon) run() (err error) {
 		defer stopWorking()
 		return d.keeper.Run(ctx)
 	})
-	tasks.Go(func() error { return d.compareOnce(ctx) })
+	if isNew != [2]bool{true, true} {
+		tasks.Go(func() error { return d.takeOver(ctx) })
+	}
 	tasks.Go(func() error { return d.notifier.Watchdog(ctx, d.alive) })
 	tasks.Go(func() error { return d.showStatus(ctx) })
 	tasks.Go(func() error {
@@ -133,53 +145,65 @@ func (d *daemon) run() (err error) {
 	return err
 }
 
-// takeOver makes what the kernel's sets hold part of the book. Where they hold
-// nothing they are new, most likely, and the table fills them by itself.
-func (d *daemon) takeOver() error {
+// takeOver makes what the kernel's sets hold part of the book, and has put into
+// them what they lack. To list a set takes the kernel time that grows with the
+// square of its size, so that nobody waits for it.
+func (d *daemon) takeOver(ctx context.Context) error {
 	start := time.Now()
-	elements, err := d.table.Elements()
+	elements := 0
+	var unwanted []netip.Prefix
+	var err error
+	for range 5 {
+		unwanted, err = d.book.Load().TakeOver(func() ([]firewall.Block, error) {
+			all, err := d.table.Elements()
+			elements = len(all)
+			return all, err
+		})
+		if err == nil {
+			break
+		}
+		// Somebody may have removed the table this very moment.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
 	if err != nil {
-		return err
+		d.log.Error("the elements that are there are not taken over", "error", err)
 	}
-	b := d.book.Load()
-	d.keeper.Remove(b.TakeOver(elements, slack(start)))
-	missing := 0
-	if len(elements) > 0 {
-		missing = d.keeper.CommitWaiting()
-	}
-	blocked, remembered := b.Len()
-	d.log.Info("taken over", "elements", len(elements), "missing", missing, "blocked", blocked, "remembered", remembered)
+	d.keeper.Remove(unwanted)
+	missing := d.keeper.CommitWaiting()
+	blocked, remembered := d.book.Load().Len()
+	d.log.Info("elements taken over", "elements", elements, "missing", missing,
+		"blocked", blocked, "remembered", remembered, "took", time.Since(start).Round(time.Millisecond))
+	debug.FreeOSMemory()
 	return nil
 }
 
-// slack is how much the times of elements may be wrong that have been read
-// since start: an element tells how much time it has left at that moment.
-func slack(start time.Time) time.Duration { return time.Second + time.Since(start) }
-
-// settled is when the table has filled sets that are new.
-const settled = 5 * time.Second
-
-// compareOnce has put into the kernel's sets what the book has and they still
-// lack a while after the start.
-func (d *daemon) compareOnce(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-time.After(settled):
-	}
-	start := time.Now()
-	elements, err := d.table.Elements()
+// newSets reports which sets of blocked addresses, of IPv4 and IPv6, are not
+// there yet.
+func newSets(cfg firewall.Config) (isNew [2]bool, err error) {
+	c, err := nftables.New()
 	if err != nil {
-		d.log.Warn("the elements cannot be compared", "error", err)
-		return nil
+		return isNew, fmt.Errorf("netlink: %w", err)
 	}
-	d.book.Load().Confirm(elements, slack(start))
-	if missing := d.keeper.CommitWaiting(); missing > 0 {
-		d.log.Info("elements are missing", "missing", missing)
+	families := map[string]nftables.TableFamily{
+		"inet": nftables.TableFamilyINet, "ip": nftables.TableFamilyIPv4, "ip6": nftables.TableFamilyIPv6,
 	}
-	elements = nil
-	debug.FreeOSMemory() // the start took much more than is needed from now on
-	return nil
+	words := strings.Fields(cfg.Table)
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: words[len(words)-1]}
+	if len(words) > 1 {
+		table.Family = families[words[0]]
+	}
+	for i, set := range []string{cfg.Blocked4, cfg.Blocked6} {
+		_, err := c.GetSetByName(table, set)
+		isNew[i] = errors.Is(err, syscall.ENOENT)
+		if err != nil && !isNew[i] {
+			return isNew, fmt.Errorf("table %s: set %s: %w", cfg.Table, set, err)
+		}
+	}
+	return isNew, nil
 }
 
 // reload reads the configuration again. What is wrong with it is said, and the
@@ -226,11 +250,19 @@ func (d *daemon) alive() error {
 	return nil
 }
 
-// showStatus keeps the line that systemctl status shows.
+// showStatus keeps the line that systemctl status shows, and says what is lost.
 func (d *daemon) showStatus(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
+	var dropped uint64
+	sometimes := rate.Sometimes{Interval: 10 * time.Second}
 	for {
+		if n := d.queue.Dropped(); n > dropped {
+			sometimes.Do(func() {
+				d.log.Warn("hits are dropped: they come faster than they can be dealt with", "dropped", n-dropped, "queued", d.queue.Len())
+				dropped = n
+			})
+		}
 		b := d.book.Load()
 		blocked, remembered := b.Len()
 		trouble := "all is well"

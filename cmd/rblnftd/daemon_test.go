@@ -153,7 +153,7 @@ func (s *site) tail(n int) string {
 // await waits for a line that contains all words, from the given one on.
 func (s *site) await(from int, words ...string) string {
 	s.t.Helper()
-	for end := time.Now().Add(60 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		for _, line := range s.log(from) {
 			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
 				return line

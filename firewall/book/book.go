@@ -137,6 +137,7 @@ type Book struct {
 	zones   zones
 	counts  counter
 	swept   time.Time
+	removed map[key]bool // by somebody else, while TakeOver is at work
 	decided [len(decisionOrder)]atomic.Uint64
 }
 
@@ -359,6 +360,9 @@ func (b *Book) Removed(p netip.Prefix) {
 	defer b.writing.Unlock()
 	k := keyOf(p)
 	b.mu.Lock()
+	if b.removed != nil {
+		b.removed[k] = true
+	}
 	rec, known := b.records[k.family][k.bits]
 	// What waits to be put into the kernel cannot have been deleted there.
 	ignore := !known || rec.flags&waiting != 0 || !rec.inForce(time.Now().Add(expiring).UnixMilli())

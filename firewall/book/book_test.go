@@ -3,6 +3,7 @@ package book
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -364,19 +365,29 @@ func TestTakeOver(t *testing.T) {
 	block := func(addr string, left time.Duration) firewall.Block {
 		return firewall.Block{Prefix: firewall.PrefixOf(netip.MustParseAddr(addr)), Expires: now.Add(left), Zone: "kernel.example"}
 	}
-	unwanted := b.TakeOver([]firewall.Block{
+	elements := []firewall.Block{
 		block("192.0.2.1", time.Hour+300*time.Millisecond), // the same
 		block("192.0.2.2", time.Minute),                    // the commit did not come through
 		block("192.0.2.3", 3*time.Hour),                    // somebody made it longer
 		// 192.0.2.4 is missing
 		block("192.0.2.5", 2*time.Hour), // by hand, or without a journal
 		block("10.0.0.1", time.Hour),    // allowed
-	}, 0)
+		block("192.0.2.6", time.Hour),   // deleted meanwhile
+		block("192.0.2.7", time.Hour),   // hit meanwhile
+	}
+	unwanted, err := b.TakeOver(func() ([]firewall.Block, error) {
+		b.Removed(netip.MustParsePrefix("192.0.2.6/32"))
+		b.Record([]intake.Report{report("192.0.2.7", now.Add(time.Minute))})
+		return elements, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(unwanted) != 1 || unwanted[0].String() != "10.0.0.1/32" {
 		t.Errorf("unwanted %v, want 10.0.0.1/32", unwanted)
 	}
 	want := map[string]time.Duration{"192.0.2.1/32": time.Hour, "192.0.2.2/32": time.Hour, "192.0.2.3/32": 3 * time.Hour,
-		"192.0.2.4/32": time.Hour, "192.0.2.5/32": 2 * time.Hour}
+		"192.0.2.4/32": time.Hour, "192.0.2.5/32": 2 * time.Hour, "192.0.2.7/32": time.Hour + time.Minute}
 	got := map[string]time.Duration{}
 	for p, block := range state(b) {
 		got[p] = block.Expires.Sub(now)
@@ -392,9 +403,17 @@ func TestTakeOver(t *testing.T) {
 	if want := []string{"192.0.2.2/32", "192.0.2.4/32"}; !slices.Equal(waits, want) {
 		t.Errorf("waiting %v, want %v", waits, want)
 	}
-	b.Confirm([]firewall.Block{block("192.0.2.4", time.Hour)}, 0)
-	if n := len(b.waiting()); n != 1 {
-		t.Errorf("%d are waiting, want one", n)
+	b.LeaveToTable(true)
+	if n := len(b.waiting()); n != 2 {
+		t.Errorf("%d are waiting, want two", n)
+	}
+	b.LeaveToTable(false)
+	if n := len(b.waiting()); n != 0 {
+		t.Errorf("%d are waiting, want none", n)
+	}
+	failure := errors.New("no list")
+	if _, err := b.TakeOver(func() ([]firewall.Block, error) { return nil, failure }); err != failure {
+		t.Errorf("got %v, want %v", err, failure)
 	}
 }
 

@@ -150,59 +150,80 @@ func (b *Book) sweep(now time.Time, breathe func()) {
 }
 
 // TakeOver makes what the kernel's sets hold at the start part of the book, as
-// it is. A block that the journal has for longer, or alone, waits for being
-// put into the kernel ([Keeper.CommitWaiting]). Times that differ by less than
-// slack, which is at least a second, are the same. It returns what the allow
-// list does not permit, for it to be taken out of the kernel's sets.
-func (b *Book) TakeOver(elements []firewall.Block, slack time.Duration) (unwanted []netip.Prefix) {
+// it is; list reads it, and may take its time. A block that the journal has for
+// longer, or alone, waits for being put into the kernel
+// ([Keeper.CommitWaiting]). What happens meanwhile takes precedence. TakeOver
+// returns what the allow list does not permit, for it to be taken out of the
+// kernel's sets, and the error of list.
+func (b *Book) TakeOver(list func() ([]firewall.Block, error)) (unwanted []netip.Prefix, err error) {
+	b.mu.Lock()
+	b.removed = map[key]bool{}
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		b.removed = nil
+		b.mu.Unlock()
+	}()
+	// An element says how much time it had left at some moment of the listing.
+	start := time.Now()
+	elements, err := list()
+	if err != nil {
+		return nil, err
+	}
+	slack := expiring + time.Since(start)
+
 	b.writing.Lock()
 	defer b.writing.Unlock()
-	slack = max(slack, expiring)
 	var entries []entry
-	b.mu.Lock()
-	for _, e := range elements {
-		if b.allow.covers(e.Prefix) {
-			unwanted = append(unwanted, e.Prefix)
-			continue
+	for part := range slices.Chunk(elements, 1000) {
+		// Others may have the lock between two parts.
+		b.mu.Lock()
+		for _, e := range part {
+			if b.allow.covers(e.Prefix) {
+				unwanted = append(unwanted, e.Prefix)
+			} else if made, ok := b.takeOver(e, slack); ok {
+				entries = append(entries, made)
+			}
 		}
-		k := keyOf(e.Prefix)
-		rec, known := b.records[k.family][k.bits]
-		expires := milli(e.Expires)
-		switch {
-		case known && rec.flags&live != 0 && rec.flags&waiting == 0:
-			// It has been dealt with by now.
-			continue
-		case known && rec.expires > expires && rec.expires-expires > slack.Milliseconds():
-			continue
-		case known && rec.expires >= expires-slack.Milliseconds():
-			// The same, but for the time between two looks at the clock.
-			rec.flags &^= waiting
-			b.records[k.family][k.bits] = rec
-			continue
-		}
-		rec.expires = expires
-		rec.flags = rec.flags&^waiting | byHand
-		b.put(k, rec, e.Zone)
-		entries = append(entries, b.entryOf(k, b.records[k.family][k.bits]))
+		b.mu.Unlock()
 	}
-	b.mu.Unlock()
 	b.journal.append(entries)
-	return unwanted
+	return unwanted, nil
 }
 
-// Confirm takes the mark of waiting from those blocks that the kernel's sets
-// hold by now, until the same time but for slack.
-func (b *Book) Confirm(elements []firewall.Block, slack time.Duration) {
-	slack = max(slack, expiring)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, e := range elements {
-		k := keyOf(e.Prefix)
-		rec, known := b.records[k.family][k.bits]
-		expires := milli(e.Expires)
-		if known && rec.flags&waiting != 0 && (rec.expires <= expires || rec.expires-expires <= slack.Milliseconds()) {
-			rec.flags &^= waiting
-			b.records[k.family][k.bits] = rec
+// takeOver makes an element part of the book, and reports whether that is news.
+func (b *Book) takeOver(e firewall.Block, slack time.Duration) (news entry, ok bool) {
+	k := keyOf(e.Prefix)
+	rec, known := b.records[k.family][k.bits]
+	expires := milli(e.Expires)
+	switch {
+	case b.removed[k], known && rec.flags&live != 0 && rec.flags&waiting == 0:
+		// It has been dealt with by now.
+		return entry{}, false
+	case known && rec.expires > expires && rec.expires-expires > slack.Milliseconds():
+		return entry{}, false
+	case known && rec.expires >= expires-slack.Milliseconds():
+		// The same, but for the time between two looks at the clock.
+		rec.flags &^= waiting
+		b.records[k.family][k.bits] = rec
+		return entry{}, false
+	}
+	rec.expires = expires
+	rec.flags = rec.flags&^waiting | byHand
+	b.put(k, rec, e.Zone)
+	return b.entryOf(k, b.records[k.family][k.bits]), true
+}
+
+// LeaveToTable says that the kernel's set of a family is new, so that the table
+// fills it with all blocks ([firewall.Table.Run]) and none waits.
+func (b *Book) LeaveToTable(v6 bool) {
+	var keys []key
+	for _, k := range b.waiting() {
+		if k.family == 1 == v6 {
+			keys = append(keys, k)
 		}
+	}
+	for part := range slices.Chunk(keys, 1000) {
+		b.committed(part)
 	}
 }

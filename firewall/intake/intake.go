@@ -97,8 +97,12 @@ func (r *Receiver) Run(ctx context.Context) error {
 	defer stop()
 	for {
 		err := r.receive(true)
-		if errors.Is(err, unix.EAGAIN) || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
+			time.Sleep(10 * time.Millisecond) // the kernel's need, and not for long
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("hits socket: %w", err)
