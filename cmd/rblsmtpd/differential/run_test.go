@@ -23,7 +23,17 @@ import (
 	"rblnft/firewall/netlab"
 )
 
-func TestMain(m *testing.M) { netlab.Main(m) }
+func TestMain(m *testing.M) { netlab.Main(tests{m}) }
+
+// tests leaves nothing behind.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	defer func() { os.RemoveAll(labDir) }()
+	return t.M.Run()
+}
+
+var labDir string // empty until there is a lab
 
 // reference is the program that the filter is to be mistaken for.
 const reference = "/usr/bin/rblsmtpd"
@@ -56,6 +66,7 @@ var newLab = sync.OnceValues(func() (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	labDir = dir
 	l := &lab{dir: dir, filter: filepath.Join(dir, "bin", "rblsmtpd"), marker: "\n--- " + filepath.Base(dir) + " ---\n"}
 	if err := build.Program(filepath.Join(dir, "bin"), "rblsmtpd"); err != nil {
 		return nil, err
