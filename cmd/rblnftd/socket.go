@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -50,11 +51,21 @@ func listen(path string, mode os.FileMode, group int) (*net.UnixConn, error) {
 	}
 	// Nobody shall reach it before it has its mode.
 	mask := syscall.Umask(0o777)
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	// Nor before the kernel attaches senders' credentials.
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if ctl := raw.Control(func(fd uintptr) {
+			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1)
+		}); ctl != nil {
+			return ctl
+		}
+		return err
+	}}
+	packets, err := config.ListenPacket(context.Background(), "unixgram", path)
 	syscall.Umask(mask)
 	if err != nil {
 		return nil, err
 	}
+	conn := packets.(*net.UnixConn)
 	if group >= 0 {
 		err = os.Lchown(path, -1, group)
 	}
