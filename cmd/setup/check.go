@@ -20,7 +20,7 @@ import (
 // in a container.
 var packages = []string{
 	"ca-certificates", "daemontools", "debian-archive-keyring", "gcc", "iproute2", "libc6-dev", "lintian",
-	"mmdebstrap", "msmtp", "nftables", "perl", "procps", "rbldnsd", "socat", "systemd-container", "ucspi-tcp", "util-linux",
+	"mmdebstrap", "msmtp", "msmtp-mta", "nftables", "perl", "procps", "rbldnsd", "socat", "systemd-container", "ucspi-tcp", "util-linux",
 }
 
 // check installs what the tests need and runs all of them. A test that is
