@@ -656,7 +656,7 @@ func FuzzJudge(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data, oob []byte, flags int) {
 		// Descriptors that a fuzzer makes up would be somebody else's.
 		if bytes.Contains(oob, []byte{unix.SOL_SOCKET, 0, 0, 0, unix.SCM_RIGHTS, 0, 0, 0}) {
-			t.Skip()
+			return
 		}
 		r := &Receiver{queue: NewQueue(1, func(netip.Addr) bool { return false })}
 		r.refusals.log = log
