@@ -30,14 +30,7 @@ import (
 // program is the file of the real program.
 var program string
 
-func TestMain(m *testing.M) {
-	// A fuzzing worker talks to its parent through descriptors that another
-	// start of the program would not have.
-	if slices.Contains(os.Args, "-test.fuzzworker") {
-		os.Exit(m.Run())
-	}
-	netlab.Main(built{m})
-}
+func TestMain(m *testing.M) { netlab.Main(built{m}) }
 
 // built builds the program for the tests.
 type built struct{ *testing.M }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -21,14 +20,7 @@ import (
 	"rblnft/firewall/netlab"
 )
 
-func TestMain(m *testing.M) {
-	// A fuzzing worker talks to its parent through descriptors that another
-	// start of the program would not have.
-	if slices.Contains(os.Args, "-test.fuzzworker") {
-		os.Exit(m.Run())
-	}
-	netlab.Main(m)
-}
+func TestMain(m *testing.M) { netlab.Main(m) }
 
 // testPolicy is the default one, nearly.
 func testPolicy() Policy {

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,14 +25,7 @@ import (
 	"rblnft/firewall/netlab"
 )
 
-func TestMain(m *testing.M) {
-	// A fuzzing worker talks to its parent through descriptors that another
-	// start of the program would not have.
-	if slices.Contains(os.Args, "-test.fuzzworker") {
-		os.Exit(m.Run())
-	}
-	netlab.Main(m)
-}
+func TestMain(m *testing.M) { netlab.Main(m) }
 
 const good = "rblnft/1 addr=192.0.2.7 zone=bl.example code=127.0.0.2 answer=553 listed\n"
 
