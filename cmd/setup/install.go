@@ -168,9 +168,11 @@ func uninstall(purge bool) error {
 			fmt.Println("left:", dir)
 		}
 	}
-	if purge {
-		if _, err := user.Lookup(daemonUser); err == nil && t.destdir == "" {
+	if _, err := user.Lookup(daemonUser); err == nil && t.destdir == "" {
+		if purge {
 			errs = append(errs, command("userdel", daemonUser))
+		} else {
+			fmt.Println("left: user", daemonUser)
 		}
 	}
 	return errors.Join(errs...)

@@ -300,14 +300,16 @@ func TestInstalled(t *testing.T) {
 	step("uninstall", func(t *testing.T) {
 		out := c.setup("uninstall")
 		after := c.files()
-		t.Logf("setup uninstall says:\n%s", out)
-		left := differ(before, after)
-		t.Logf("and leaves %s", left)
-		for path := range strings.FieldsSeq(left) {
+		want := "put back: /usr/local/bin/rblsmtpd\nleft: /etc/rblnft\nleft: /var/lib/rblnft\nleft: user rblnftd"
+		if out != want {
+			t.Errorf("uninstall says %q, want %q", out, want)
+		}
+		for path := range strings.FieldsSeq(differ(before, after)) {
 			if !regexp.MustCompile(`^\+(/etc/rblnft|/var/lib/rblnft)(/|$)`).MatchString(path) {
 				t.Errorf("left behind: %s", path)
 			}
 		}
+		c.sh("id rblnftd")
 		if out, err := c.try("nft list table inet rblnft"); err == nil {
 			t.Errorf("the table is still there:\n%s", out)
 		}
