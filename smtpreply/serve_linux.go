@@ -35,7 +35,7 @@ func (c *Conversation) Serve(in, out int, timeout time.Duration, also Background
 	var input [512]byte
 	replies := make([]byte, 0, 4096)
 	for s.wait(in, unix.POLLIN) {
-		n, err := unix.Read(in, input[:])
+		n, err := readNow(in, input[:])
 		if err == unix.EAGAIN || err == unix.EINTR {
 			continue
 		}
@@ -101,6 +101,15 @@ func (s *server) write(b []byte) bool {
 			return false
 		}
 	}
+}
+
+// readNow reads what is there.
+func readNow(fd int, b []byte) (int, error) {
+	n, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+	if err == unix.ENOTSOCK {
+		return unix.Read(fd, b)
+	}
+	return n, err
 }
 
 // writeNow writes what can be written without waiting. A descriptor that is no

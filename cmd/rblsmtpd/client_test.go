@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -184,6 +185,50 @@ func TestDelayAndLookups(t *testing.T) {
 	f.asked.Close()
 	f = startFilter(t, "-v", "-w2", "-T1", "-r", "bl.example")
 	f.end(t, true, 2*time.Second, never, "bl.example: no answer in time")
+}
+
+// A wait costs next to nothing, whatever it is for: lookups, a delay, or a delay
+// that lasts longer than lookups may take.
+func TestWaitingIsIdle(t *testing.T) {
+	for _, args := range [][]string{{"-T3", "-r", "bl.example"}, {"-w3"}, {"-w3", "-T1", "-r", "bl.example"}, {"-T0", "-r", "bl.example", "-w3"}} {
+		f := startFilter(t, args...)
+		f.end(t, true, 3*time.Second, never)
+		f.asked.Close()
+		// Before it waited for the kernel as it should it used 0.06 s and more.
+		used := f.cmd.ProcessState.SystemTime() + f.cmd.ProcessState.UserTime()
+		var switches int64
+		if u, ok := f.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+			switches = u.Nvcsw
+		}
+		t.Logf("%q: %v, %d context switches", args, used, switches)
+		if switches > 150 {
+			t.Errorf("%q: %d context switches in three seconds of waiting", args, switches)
+		}
+	}
+}
+
+func TestClientThatLeavesAfterTheLookups(t *testing.T) {
+	f := startFilter(t, "-T0", "-w50", "-r", "bl.example")
+	time.Sleep(200 * time.Millisecond)
+	f.client.Close()
+	f.end(t, false, 0, 25*time.Second)
+}
+
+// A DNS server that is started again while the filter looks up is no failure.
+func TestServerThatComesBack(t *testing.T) {
+	f := startFilter(t, "-v", "-T8", "-r", "bl.example")
+	f.awaitQuestion(t)
+	f.asked.Close()
+	time.Sleep(300 * time.Millisecond)
+	asked, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(192, 0, 2, 53), Port: 53})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asked.Close()
+	f.asked = asked
+	f.awaitQuestion(t)
+	f.client.Close()
+	f.end(t, false, 0, 7*time.Second, "client gone before the decision")
 }
 
 func TestClientThatSpeaksEarly(t *testing.T) {

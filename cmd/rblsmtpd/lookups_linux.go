@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -45,14 +47,16 @@ func (l *lookups) Wait(until time.Time) (dnsbl.Answer, bool, error) {
 		if !until.IsZero() && !now.Before(until) {
 			return dnsbl.Answer{}, false, nil
 		}
-		if l.left <= 0 {
+		pending := l.dns.Pending() > 0
+		if pending && l.left <= 0 {
 			l.dns.GiveUp()
-			if l.dns.Pending() == 0 {
-				continue
-			}
+			continue
 		}
 		if err := l.poll(now, until); err != nil {
 			return dnsbl.Answer{}, false, err
+		}
+		if pending {
+			l.left -= time.Since(now)
 		}
 	}
 }
@@ -76,16 +80,10 @@ func (l *lookups) poll(now, until time.Time) error {
 	if delaying && (wake.IsZero() || until.Before(wake)) {
 		wake = until
 	}
-	pending := l.dns.Pending() > 0
-	err := ppoll(fds, wake.Sub(now))
-	after := time.Now()
-	if pending {
-		l.left -= after.Sub(now)
-	}
-	if err != nil {
+	if ppoll(fds, wake.Sub(now)) != nil {
 		return nil
 	}
-	l.dns.Handle(fds[1:], after)
+	l.dns.Handle(fds[1:], time.Now())
 	return l.watch(fds[0].Revents)
 }
 
@@ -118,25 +116,37 @@ func (l *lookups) watch(events int16) error {
 	return nil
 }
 
-// ppoll is ppoll(2), but for the runtime, which is not told: on a system call
-// that it knows to wait it starts a thread to run what else there is to run,
-// and there is nothing.
+// moment is shorter than what the runtime lets a goroutine run without a look at
+// it, 10 ms.
+const moment = 8 * time.Millisecond
+
+// ppoll is ppoll(2). For a moment, in which most answers come, the runtime is
+// not told that the program waits: it would start a thread to run what else
+// there is to run, and there is nothing. It must be told of a longer wait, as it
+// interrupts what it takes for a goroutine that runs on and on.
 func ppoll(fds []unix.PollFd, timeout time.Duration) error {
-	ts := unix.NsecToTimespec(max(timeout, 0).Nanoseconds())
-	_, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	timeout = max(timeout, 0)
+	ts := unix.NsecToTimespec(min(timeout, moment).Nanoseconds())
+	n, _, errno := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
 	if errno != 0 {
 		return errno
 	}
-	return nil
+	if n > 0 || timeout <= moment {
+		return nil
+	}
+	ts = unix.NsecToTimespec((timeout - moment).Nanoseconds())
+	_, err := unix.Ppoll(fds, &ts, nil)
+	return err
 }
 
 // dnsServers returns the servers to ask: those in $DNSCACHEIP, else those in
 // resolv.conf(5), else this host.
-func dnsServers(p *process) []netip.Addr {
-	if text, ok := p.getenv("DNSCACHEIP"); ok {
+func dnsServers(p *process, note func(string)) []netip.Addr {
+	if text, ok := p.getenv("DNSCACHEIP"); ok && text != "" {
 		if servers := cacheServers(text); len(servers) > 0 {
 			return servers
 		}
+		note("$DNSCACHEIP " + strconv.Quote(text) + ": no IP address; asking the servers in resolv.conf")
 	}
 	if servers := resolvConf(readFile("/etc/resolv.conf")); len(servers) > 0 {
 		return servers
@@ -144,8 +154,8 @@ func dnsServers(p *process) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 }
 
-// readFile returns the beginning of a file, or nothing. Package os would cost
-// more than what it reads here.
+// readFile returns the beginning of a file, as far as it goes in whole lines, or
+// nothing. Package os would cost more than what it reads here.
 func readFile(name string) string {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -160,6 +170,9 @@ func readFile(name string) string {
 		}
 		b = b[:len(b)+n]
 	}
+	if len(b) == cap(b) {
+		b = b[:bytes.LastIndexByte(b, '\n')+1]
+	}
 	return string(b)
 }
 
@@ -170,7 +183,7 @@ const maxServers = 16 // as rblsmtpd has it
 // them. It takes what comes before the first thing that is no address.
 func cacheServers(text string) []netip.Addr {
 	var servers []netip.Addr
-	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ' ' || r == ',' || r == '\t' || r == '\n' }) {
+	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return strings.ContainsRune(" ,\t\r\n", r) }) {
 		for len(servers) < maxServers {
 			if word = strings.TrimLeft(word, "."); word == "" {
 				break
@@ -186,23 +199,30 @@ func cacheServers(text string) []netip.Addr {
 	return servers
 }
 
-// cutAddr cuts an address off the beginning of a word: all of it, or as much
-// as four dots delimit.
+// cutAddr cuts an address off the beginning of a word: all of it, or as much as
+// is an IPv4 address, whose numbers may have zeros before them.
 func cutAddr(word string) (addr netip.Addr, rest string, ok bool) {
 	if addr, err := netip.ParseAddr(word); err == nil {
 		return addr, "", true
 	}
-	dots := 0
-	for i := range len(word) {
-		if word[i] != '.' {
-			continue
+	var ip [4]byte
+	for i := range ip {
+		if i > 0 {
+			if word, ok = strings.CutPrefix(word, "."); !ok {
+				return netip.Addr{}, "", false
+			}
 		}
-		if dots++; dots == 4 {
-			addr, err := netip.ParseAddr(word[:i])
-			return addr, word[i:], err == nil
+		digits := 0
+		for digits < len(word) && word[digits] >= '0' && word[digits] <= '9' {
+			digits++
 		}
+		n, err := strconv.ParseUint(word[:digits], 10, 8)
+		if err != nil {
+			return netip.Addr{}, "", false
+		}
+		ip[i], word = byte(n), word[digits:]
 	}
-	return netip.Addr{}, "", false
+	return netip.AddrFrom4(ip), word, true
 }
 
 // resolvConf returns the name servers that a resolv.conf(5) names.

@@ -50,7 +50,7 @@ func main() {
 
 	if decision.Verdict == dnsbl.Block {
 		line := smtpreply.ErrorLine(decision.Bounce, decision.Text)
-		c.logBlock(line, o.verbose)
+		c.logBlock(line, o.verbose && !o.report)
 		if !o.report {
 			reject(p, o, c, decision, line)
 			syscall.Exit(0)
@@ -102,7 +102,7 @@ func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
 		return dnsbl.Decision{Verdict: dnsbl.Pass}, nil
 	}
 	l := &lookups{
-		dns:  resolver.New(dnsServers(p)),
+		dns:  resolver.New(dnsServers(p, c.note)),
 		left: o.lookups,
 		failed: func(id int, err error) {
 			if o.verbose {
@@ -198,8 +198,16 @@ func word(s string) string {
 	return string(b)
 }
 
-// say writes to descriptor 2, as a whole.
-func say(text string) { unix.Write(2, []byte(text)) }
+// say writes to descriptor 2, at once if that is possible.
+func say(text string) {
+	for b := []byte(text); len(b) > 0; {
+		n, err := unix.Write(2, b)
+		if err != nil && err != unix.EINTR {
+			return
+		}
+		b = b[max(n, 0):]
+	}
+}
 
 func die(code int, text string) {
 	say(text)

@@ -36,7 +36,7 @@ var (
 	exitHandler    uintptr // a signal handler that ends the process with exit code 0
 )
 
-// sigaction is the kernel's struct, for 64-bit processors; arm64 has no restorer.
+// sigaction is the kernel's struct, for 64-bit processors; arm64 does not need the restorer.
 type sigaction struct {
 	handler  uintptr
 	flags    uint64
@@ -190,14 +190,11 @@ func endOnAlarm() {
 
 // execute makes the process as it was when it started and executes the first
 // of the files that can be. With the limits of then the runtime may not be able
-// to allocate anything, so nothing here does: there are system calls, and no
-// calls of anything that could need more stack. The mask of blocked signals is
+// to allocate anything, not even stack: from there on there are bare system calls
+// alone. The mask of blocked signals is
 // the thread's: with one processor, and nothing that blocks, the goroutine stays
 // on its thread, and runtime.LockOSThread would start another one.
 func execute(files []*byte, argv, envp **byte) error {
-	for i, resource := range limited {
-		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0, 0)
-	}
 	for n := range uintptr(64) {
 		if kept&initialIgnored&(1<<n) != 0 {
 			setSignal(n, true)
@@ -210,6 +207,9 @@ func execute(files []*byte, argv, envp **byte) error {
 		}
 	}
 
+	for i, resource := range limited {
+		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0, 0)
+	}
 	result := unix.ENOENT
 	for _, file := range files {
 		_, _, errno := syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(file)), uintptr(unsafe.Pointer(argv)), uintptr(unsafe.Pointer(envp)))

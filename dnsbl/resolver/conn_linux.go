@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"net/netip"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,9 @@ func dial(addr netip.Addr, kind int) (fd int, ok bool) {
 func zoneID(name string) uint32 {
 	if name == "" {
 		return 0
+	}
+	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uint32(n)
 	}
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

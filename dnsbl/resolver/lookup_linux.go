@@ -31,7 +31,7 @@ type lookup struct {
 	first    int       // the server that is asked first
 	turn     int       // how many servers have been asked
 	patience time.Time // when the next one is
-	failures int
+	failures []uint8   // of every server
 	done     bool
 }
 

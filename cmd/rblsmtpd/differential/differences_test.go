@@ -113,6 +113,17 @@ var differences = []difference{
 		},
 	},
 	{
+		name:   "no server",
+		reason: "a $DNSCACHEIP with no address in it is said in the log; both ask the servers in resolv.conf",
+		applies: func(c *testCase) bool {
+			server, _ := c.getenv("DNSCACHEIP")
+			return slices.Contains([]string{"x", "...", "127.0.0"}, server) && c.asks() && c.validIP()
+		},
+		expect: func(c *testCase, r *result) []note {
+			return []note{{[]string{"$DNSCACHEIP", "no IP address"}, false}}
+		},
+	},
+	{
 		name:   "unprintable address",
 		reason: "what is no printable ASCII never reaches the log",
 		applies: func(c *testCase) bool {
