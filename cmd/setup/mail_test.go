@@ -113,9 +113,7 @@ func (c *container) send(from string) (said string, err error) {
 	if err != nil {
 		return "", err
 	}
-	// It is slow to hang up, as clients far away are: a connection that has
-	// ended when the daemon looks at it is no proof.
-	defer time.AfterFunc(10*time.Second, func() { conn.Close() })
+	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	lines := bufio.NewReader(conn)
 	for _, command := range []string{"", "HELO client.example", "MAIL FROM:<a@client.example>", "RCPT TO:<b@mail.example>", "QUIT"} {

@@ -269,6 +269,11 @@ func TestHits(t *testing.T) {
 				c.CloseWrite()
 				return []int{fd(t, s)}
 			}},
+		{name: "closed", policy: Policy{Senders: own, Peer: Verify}, proven: true, proof: ended("192.0.2.7")},
+		{name: "closed, proof required", policy: Policy{Senders: own, Peer: Require, Ports: ports}, proven: true, proof: ended("192.0.2.7")},
+		{name: "closed IPv6", policy: Policy{Senders: own, Peer: Require, Ports: ports}, proven: true,
+			data: "rblnft/1 addr=2001:db8::7 zone=bl.example code=- answer=451 x", addr: netip.MustParseAddr("2001:db8::7"),
+			proof: ended("2001:db8::7")},
 		{name: "proof ignored", policy: Policy{Senders: own, Peer: Ignore},
 			proof: func(t *testing.T) []int {
 				s, _ := connection(t, "192.0.2.8", 25)
@@ -300,6 +305,30 @@ func TestHits(t *testing.T) {
 				t.Errorf("got %+v", got[0])
 			}
 		})
+	}
+}
+
+// ended returns a function that makes a connection from addr that both sides
+// have closed.
+func ended(addr string) func(*testing.T) []int {
+	return func(t *testing.T) []int {
+		s, c := connection(t, addr, 25)
+		n := fd(t, s)
+		s.CloseWrite()
+		if _, err := io.Copy(io.Discard, c); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if _, err := io.Copy(io.Discard, s); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			if _, err := unix.Getpeername(n); err == unix.ENOTCONN {
+				return []int{n}
+			} else if time.Now().After(end) {
+				t.Fatalf("getpeername: %v, want ENOTCONN", err)
+			}
+		}
 	}
 }
 
@@ -343,6 +372,7 @@ func TestSpoofing(t *testing.T) {
 		{name: "required proof missing", policy: require, want: NoProof},
 		{name: "another peer", policy: verify, want: BadProof,
 			fds: with(func(t *testing.T) (*net.TCPConn, *net.TCPConn) { return connection(t, "192.0.2.8", 25) })},
+		{name: "another peer, closed", policy: verify, want: BadProof, fds: ended("192.0.2.8")},
 		{name: "IPv6 peer of an IPv4 address", policy: verify, want: BadProof,
 			fds: with(func(t *testing.T) (*net.TCPConn, *net.TCPConn) { return connection(t, "2001:db8::7", 25) })},
 		{name: "a file", policy: verify, want: BadProof,

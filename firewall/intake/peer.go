@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,15 +46,51 @@ func checkPeer(fd int, addr netip.Addr) error {
 	if family != unix.AF_INET && family != unix.AF_INET6 || protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP {
 		return errors.New("the socket is not a TCP one")
 	}
-	name, err := unix.Getpeername(fd)
+	peer, err := peerOf(fd, family)
 	if err != nil {
-		return fmt.Errorf("getpeername: %w", err)
+		return err
 	}
-	peer, _ := addrPort(name)
 	if peer != addr {
 		return fmt.Errorf("the socket's peer is %s", peer)
 	}
 	return nil
+}
+
+// peerOf returns the peer of a TCP connection that stands, or has stood: hits
+// wait in the socket until the daemon is up, and clients do not.
+func peerOf(fd, family int) (netip.Addr, error) {
+	name, err := unix.Getpeername(fd)
+	if err == nil {
+		peer, _ := addrPort(name)
+		return peer, nil
+	}
+	if err != unix.ENOTCONN {
+		return netip.Addr{}, fmt.Errorf("getpeername: %w", err)
+	}
+	// What was received, a FIN included, tells a connection that has ended
+	// from one that never was (tcp(7), TCP_INFO).
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("TCP_INFO: %w", err)
+	}
+	if info.State != unix.BPF_TCP_CLOSE || info.Bytes_received == 0 {
+		return netip.Addr{}, errors.New("the socket is not connected")
+	}
+	// SO_PEERNAME is getpeername(2) for such a connection too (inet_getname). It
+	// wants the very size of the family's addresses (sk_getsockopt).
+	var raw unix.RawSockaddrInet6
+	size := uint32(unix.SizeofSockaddrInet6)
+	if family == unix.AF_INET {
+		size = unix.SizeofSockaddrInet4
+	}
+	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERNAME,
+		uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+		return netip.Addr{}, fmt.Errorf("SO_PEERNAME: %w", errno)
+	}
+	if family == unix.AF_INET {
+		return netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&raw)).Addr), nil
+	}
+	return netip.AddrFrom16(raw.Addr).Unmap(), nil
 }
 
 // checkAccepted reports whether the TCP connection fd was made by its peer: to
