@@ -30,23 +30,8 @@ import (
 // program is the file of the real program.
 var program string
 
-func TestMain(m *testing.M) { netlab.Main(built{m}) }
-
-// built builds the program for the tests.
-type built struct{ *testing.M }
-
-func (b built) Run() int {
-	dir, err := os.MkdirTemp("", "rblnftd")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		program = filepath.Join(dir, "rblnftd")
-		err = build.Program(dir, "rblnftd")
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return b.M.Run()
+func TestMain(m *testing.M) {
+	netlab.Main(build.Before(m, func(dir string) { program = filepath.Join(dir, "rblnftd") }, "rblnftd"))
 }
 
 // A site is a place for daemons to run at, one after another: a configuration,

@@ -20,23 +20,8 @@ import (
 // program is the file of the real program.
 var program string
 
-func TestMain(m *testing.M) { netlab.Main(built{m}) }
-
-// built builds the program for the tests.
-type built struct{ *testing.M }
-
-func (b built) Run() int {
-	dir, err := os.MkdirTemp("", "rblsmtpd")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		program = filepath.Join(dir, "rblsmtpd")
-		err = build.Program(dir, "rblsmtpd")
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return b.M.Run()
+func TestMain(m *testing.M) {
+	netlab.Main(build.Before(m, func(dir string) { program = filepath.Join(dir, "rblsmtpd") }, "rblsmtpd"))
 }
 
 // filter is the real program, waiting for the DNS server at 192.0.2.53, which

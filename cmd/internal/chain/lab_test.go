@@ -40,25 +40,8 @@ var zoneFiles = map[string]string{
 // programs is the directory of the real programs.
 var programs string
 
-func TestMain(m *testing.M) { netlab.Main(built{m}) }
-
-type built struct{ *testing.M }
-
-func (b built) Run() int {
-	dir, err := os.MkdirTemp("", "chain")
-	if err == nil {
-		defer os.RemoveAll(dir)
-		programs = dir
-		err = os.Chmod(dir, 0o755)
-	}
-	if err == nil {
-		err = build.All(dir)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return b.M.Run()
+func TestMain(m *testing.M) {
+	netlab.Main(build.Before(m, func(dir string) { programs = dir }, build.Programs...))
 }
 
 // daemon is a program in the background.

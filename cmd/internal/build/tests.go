@@ -1,0 +1,42 @@
+package build
+
+import (
+	"fmt"
+	"os"
+)
+
+// A Suite is the tests of a package, as *testing.M is.
+type Suite interface{ Run() int }
+
+// Before returns the tests of m with programs compiled before they run. there is
+// told their directory, which every user may read, and which is removed after the
+// tests.
+func Before(m Suite, there func(dir string), programs ...string) Suite {
+	return prepared{m, there, programs}
+}
+
+type prepared struct {
+	Suite
+	there    func(dir string)
+	programs []string
+}
+
+// Run implements [Suite].
+func (p prepared) Run() int {
+	dir, err := os.MkdirTemp("", "rblnft-programs")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = os.Chmod(dir, 0o755)
+	}
+	for _, name := range p.programs {
+		if err == nil {
+			err = Program(dir, name)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	p.there(dir)
+	return p.Suite.Run()
+}
