@@ -24,6 +24,11 @@ type Block struct {
 	// For an element that somebody else added it is whatever comment that
 	// has, which may be none.
 	Zone string
+
+	// New says that the set is believed to have no element for Prefix. That
+	// saves [Table.Commit] half of the work, and if it is wrong costs time
+	// and nothing else.
+	New bool
 }
 
 // PrefixOf returns what is blocked when addr is listed: the address itself if

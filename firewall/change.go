@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -43,17 +44,30 @@ func lastOfEach(changes []change) []change {
 	if len(changes) < 2 {
 		return changes
 	}
-	at := make(map[netip.Addr]int, len(changes))
+	at := make(map[uint64]int, len(changes))
 	kept := changes[:0]
 	for _, c := range changes {
-		if i, ok := at[c.key]; ok {
+		bits := networkBits(c.key)
+		if i, ok := at[bits]; ok {
+			c.known = kept[i].known
 			kept[i] = c
 			continue
 		}
-		at[c.key] = len(kept)
+		at[bits] = len(kept)
 		kept = append(kept, c)
 	}
 	return kept
+}
+
+// networkBits are what tells the keys of one set of blocked addresses apart: an
+// IPv4 address, or a /64.
+func networkBits(key netip.Addr) uint64 {
+	if key.Is4() {
+		a := key.As4()
+		return uint64(binary.BigEndian.Uint32(a[:]))
+	}
+	a := key.As16()
+	return binary.BigEndian.Uint64(a[:8])
 }
 
 // apply does the changes, in as many transactions as they need. Between two
@@ -181,9 +195,15 @@ func (t *Table) applyLocked(ctx context.Context, s *blockedSet, p purpose, todo 
 	return full, nil
 }
 
-// look finds out which of the elements are there.
+// look finds out which of those elements are there of which that is not known.
 func (t *Table) look(s *blockedSet, todo []change) error {
-	for part := range slices.Chunk(todo, perQuestion) {
+	var asked []*change
+	for i := range todo {
+		if todo[i].known == unknown {
+			asked = append(asked, &todo[i])
+		}
+	}
+	for part := range slices.Chunk(asked, perQuestion) {
 		t.batch.questions(byte(t.at.Family), t.at.Name)
 		for _, c := range part {
 			t.batch.message(unix.NFT_MSG_GETSETELEM, 0, s.name, func(b []byte) []byte { return appendKey(b, c.key) })
@@ -192,10 +212,10 @@ func (t *Table) look(s *blockedSet, todo []change) error {
 		if err != nil {
 			return err
 		}
-		for i := range part {
-			part[i].known = absent
+		for i, c := range part {
+			c.known = absent
 			if there[i] {
-				part[i].known = present
+				c.known = present
 			}
 		}
 	}

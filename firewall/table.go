@@ -217,5 +217,9 @@ func changeTo(b Block, now time.Time) (change, error) {
 	if over := timeout % tick; over > 0 {
 		timeout += tick - over
 	}
-	return change{key: b.Prefix.Addr(), timeout: timeout, comment: b.Zone}, nil
+	c := change{key: b.Prefix.Addr(), timeout: timeout, comment: b.Zone}
+	if b.New {
+		c.known = absent
+	}
+	return c, nil
 }

@@ -540,6 +540,32 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
+// What is said to be new may be there all the same.
+func TestMistakenForNew(t *testing.T) {
+	eachPath(t, func(t *testing.T, old bool) {
+		table, _ := open(t, testConfig())
+		table.failsOnMissing = old
+		all := some(300)
+		commit(t, table, all[:100]...)
+		expires := time.Now().Add(3 * time.Hour)
+		for i := range all {
+			all[i].New, all[i].Expires, all[i].Zone = true, expires, "again.example"
+		}
+		twice := all[250]
+		twice.New = false
+		commit(t, table, append(all, all[0], twice)...)
+		got := blocked(t, table)
+		if len(got) != len(all) {
+			t.Errorf("%d elements, want %d", len(got), len(all))
+		}
+		for p, b := range got {
+			if left := time.Until(b.Expires); b.Zone != "again.example" || left < 179*time.Minute {
+				t.Fatalf("%s: zone %s, %v left, want again.example and 3h", p, b.Zone, left)
+			}
+		}
+	})
+}
+
 // TestRenewalLeavesNoGap renews an address as fast as it can while the address
 // keeps sending SYNs.
 func TestRenewalLeavesNoGap(t *testing.T) {

@@ -229,7 +229,7 @@ func benchBatch(b *testing.B, n int, commit func(table *Table, blocks []Block) e
 		expires := time.Now().Add(time.Hour)
 		for i := range blocks {
 			next++
-			blocks[i] = Block{netip.PrefixFrom(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, next))), 32), expires, "zen.spamhaus.org"}
+			blocks[i] = Block{netip.PrefixFrom(netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, next))), 32), expires, "zen.spamhaus.org", false}
 		}
 		if err := commit(table, blocks); err != nil {
 			b.Fatal(err)
@@ -266,6 +266,12 @@ func BenchmarkCommit(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	asNew := func(table *Table, blocks []Block) error {
+		for i := range blocks {
+			blocks[i].New = true
+		}
+		return table.Commit(b.Context(), blocks)
+	}
 	for _, n := range []struct {
 		name string
 		n    int
@@ -273,9 +279,14 @@ func BenchmarkCommit(b *testing.B) {
 		b.Run(n.name+"/raw", func(b *testing.B) { benchBatch(b, n.n, raw, deaf) })
 		b.Run(n.name+"/raw-watched", func(b *testing.B) { benchBatch(b, n.n, raw, nil) })
 		b.Run(n.name+"/commit", func(b *testing.B) { benchBatch(b, n.n, ours, nil) })
+		b.Run(n.name+"/commit-new", func(b *testing.B) { benchBatch(b, n.n, asNew, nil) })
+		b.Run(n.name+"/commit-new-unwatched", func(b *testing.B) { benchBatch(b, n.n, asNew, deaf) })
 		b.Run(n.name+"/commit-unwatched", func(b *testing.B) { benchBatch(b, n.n, ours, deaf) })
 		b.Run(n.name+"/commit-old-kernel", func(b *testing.B) {
 			benchBatch(b, n.n, ours, func(table *Table) { table.failsOnMissing = true })
+		})
+		b.Run(n.name+"/commit-new-old-kernel", func(b *testing.B) {
+			benchBatch(b, n.n, asNew, func(table *Table) { table.failsOnMissing = true })
 		})
 	}
 }
