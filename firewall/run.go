@@ -263,7 +263,7 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 		if f == nil {
 			continue
 		}
-		c, err := changeTo(b, now)
+		c, err := changeTo(&b, now)
 		if err != nil {
 			t.log.Error("a block that cannot be restored", "error", err)
 			continue

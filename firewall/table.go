@@ -138,7 +138,8 @@ func (t *Table) String() string { return familyName(t.at.Family) + " " + t.at.Na
 func (t *Table) Commit(ctx context.Context, blocks []Block) error {
 	var todo [2][]change
 	now := time.Now()
-	for _, b := range blocks {
+	for i := range blocks {
+		b := &blocks[i]
 		c, err := changeTo(b, now)
 		if err != nil {
 			return err
@@ -147,6 +148,9 @@ func (t *Table) Commit(ctx context.Context, blocks []Block) error {
 			continue
 		}
 		f := familyOf(b.Prefix)
+		if todo[f] == nil {
+			todo[f] = make([]change, 0, len(blocks)-i)
+		}
 		todo[f] = append(todo[f], c)
 	}
 	var errs []error
@@ -209,7 +213,7 @@ const tick = 100 * time.Millisecond
 
 // changeTo returns what makes b's element. Its timeout is not positive if b
 // has expired, or never would.
-func changeTo(b Block, now time.Time) (change, error) {
+func changeTo(b *Block, now time.Time) (change, error) {
 	if err := checkPrefix(b.Prefix); err != nil {
 		return change{}, fmt.Errorf("block: %w", err)
 	}

@@ -919,7 +919,7 @@ func TestFillLeavesWhatIsThere(t *testing.T) {
 		commit(t, table, block("192.0.2.1", "new.example", 2*time.Hour), block("192.0.2.3", "new.example", 2*time.Hour))
 		var todo []change
 		for i := range 4 {
-			c, err := changeTo(block(fmt.Sprintf("192.0.2.%d", i), "old.example", time.Hour), time.Now())
+			c, err := changeTo(new(block(fmt.Sprintf("192.0.2.%d", i), "old.example", time.Hour)), time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -73,9 +73,11 @@ func (d *daemon) run() (err error) {
 	defer stopReceiving()
 
 	// Hits are received from the first moment on, whatever the start takes.
-	d.queue = intake.NewQueue(intake.QueueSize, func(addr netip.Addr) bool {
-		b := d.book.Load()
-		return b != nil && b.Renews(addr)
+	d.queue = intake.NewQueue(intake.QueueSize, func(reports []intake.Report) []bool {
+		if b := d.book.Load(); b != nil {
+			return b.Renews(reports)
+		}
+		return make([]bool, len(reports))
 	})
 	if d.receiver, err = intake.New(conn, d.cfg.intake, d.queue, d.log); err != nil {
 		return err

@@ -1,31 +1,32 @@
 package book
 
 import (
-	"maps"
+	"cmp"
 	"net/netip"
 	"slices"
 )
 
-// allowList are networks, by their length, so that a look-up costs as much as
-// there are different lengths.
-type allowList map[int]map[netip.Prefix]bool
+// allowList are networks of which none lies in another one, in the order of
+// their addresses: all of IPv4 before IPv6.
+type allowList []netip.Prefix
 
 func newAllowList(prefixes []netip.Prefix) allowList {
-	a := allowList{}
-	for _, p := range prefixes {
+	all := make([]netip.Prefix, len(prefixes))
+	for i, p := range prefixes {
 		if p.Addr().Is4In6() && p.Bits() >= 96 {
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
-		p = p.Masked()
-		// Lengths of the two families are kept apart by the sign.
-		n := p.Bits()
-		if p.Addr().Is6() {
-			n = -1 - n
+		all[i] = p.Masked()
+	}
+	// A network comes before those that lie in it.
+	slices.SortFunc(all, func(p, q netip.Prefix) int {
+		return cmp.Or(p.Addr().Compare(q.Addr()), cmp.Compare(p.Bits(), q.Bits()))
+	})
+	var a allowList
+	for _, p := range all {
+		if !a.covers(p) {
+			a = append(a, p)
 		}
-		if a[n] == nil {
-			a[n] = map[netip.Prefix]bool{}
-		}
-		a[n][p] = true
 	}
 	return a
 }
@@ -34,21 +35,20 @@ func (a allowList) contains(addr netip.Addr) bool {
 	return a.covers(netip.PrefixFrom(addr, addr.BitLen()))
 }
 
-// covers reports whether all of p is allowed by one network of the list.
+// covers reports whether all of p is allowed by one network of the list, which
+// can only be the last one that does not begin after p.
 func (a allowList) covers(p netip.Prefix) bool {
-	for n := range maps.Keys(a) {
-		bits := n
-		if n < 0 {
-			bits = -1 - n
+	after, _ := slices.BinarySearchFunc(a, p, func(q, p netip.Prefix) int {
+		if q.Addr().Compare(p.Addr()) <= 0 {
+			return -1
 		}
-		if (n < 0) != p.Addr().Is6() || bits > p.Bits() {
-			continue
-		}
-		if q, err := p.Addr().Prefix(bits); err == nil && a[n][q] {
-			return true
-		}
+		return 1
+	})
+	if after == 0 {
+		return false
 	}
-	return false
+	q := a[after-1]
+	return q.Bits() <= p.Bits() && q.Contains(p.Addr())
 }
 
 // counter counts the hits of addresses that are not blocked yet.

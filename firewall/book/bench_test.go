@@ -2,7 +2,6 @@ package book
 
 import (
 	"context"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -60,7 +59,7 @@ func BenchmarkKeeper(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		queue := intake.NewQueue(n, func(netip.Addr) bool { return false })
+		queue := intake.NewQueue(n, book.Renews)
 		for i := range n {
 			r := report("192.0.2.1", time.Now())
 			r.Addr, r.Zone = numbered(i), "zen.spamhaus.example"

@@ -65,6 +65,7 @@ type Outcome struct {
 	Expires  time.Time     // until when
 	Returns  int           // how often it came back
 	Hits     int           // how many of Policy.Hits were seen
+	isNew    bool          // the kernel has no element of it, as far as is known
 }
 
 // A record is what the book knows of one address. It has no pointer, so that a
@@ -128,6 +129,7 @@ type Book struct {
 	// writing is held while something changes and the change is written
 	// down, so that both happen in the same order. It is taken before mu.
 	writing sync.Mutex
+	entries []entry // room for record
 
 	mu      sync.Mutex // guards what follows; never held while waiting for anything
 	policy  Policy
@@ -160,25 +162,33 @@ func (b *Book) setPolicy(p Policy) {
 
 // Record decides about hits, in their order, and writes the decisions down. An
 // error of the journal is logged and changes no decision.
-func (b *Book) Record(reports []intake.Report) []Outcome {
+func (b *Book) Record(reports []intake.Report) []Outcome { return b.record(nil, reports) }
+
+// record is Record, which appends the decisions to outcomes.
+func (b *Book) record(outcomes []Outcome, reports []intake.Report) []Outcome {
 	if len(reports) == 0 {
-		return nil
+		return outcomes
 	}
 	b.writing.Lock()
 	defer b.writing.Unlock()
-	outcomes := make([]Outcome, len(reports))
-	entries := make([]entry, 0, len(reports))
-	b.mu.Lock()
-	for i, r := range reports {
-		o, k := b.decide(r)
-		outcomes[i] = o
-		b.count(o.Decision)
-		if o.Decision == Blocked || o.Decision == Renewed {
-			entries = append(entries, b.entryOf(k, b.records[k.family][k.bits]))
+	entries := b.entries[:0]
+	for done := 0; done < len(reports); {
+		// Others may have the lock between two parts.
+		part := reports[done:min(done+64, len(reports))]
+		b.mu.Lock()
+		for i := range part {
+			outcomes = append(outcomes, Outcome{Report: part[i]})
+			o := &outcomes[len(outcomes)-1]
+			if e, changed := b.decide(o); changed {
+				entries = append(entries, e)
+			}
+			b.count(o.Decision)
 		}
+		b.mu.Unlock()
+		done += len(part)
 	}
-	b.mu.Unlock()
 	b.journal.append(entries)
+	b.entries = entries
 	return outcomes
 }
 
@@ -200,33 +210,35 @@ func (b *Book) Decided(d Decision) uint64 {
 	return 0
 }
 
-// decide decides about one hit and changes the record of its address.
-func (b *Book) decide(r intake.Report) (Outcome, key) {
-	o := Outcome{Report: r, Prefix: firewall.PrefixOf(r.Addr)}
+// decide decides about the hit in o, and changes the record of its address. It
+// returns the entry that says so.
+func (b *Book) decide(o *Outcome) (e entry, changed bool) {
+	o.Prefix = firewall.PrefixOf(o.Addr)
 	k := keyOf(o.Prefix)
-	if b.allow.contains(r.Addr) {
+	if b.allow.contains(o.Addr) {
 		o.Decision = Allowed
-		return o, k
+		return e, false
 	}
-	now := r.Received.UnixMilli()
+	now := o.Received.UnixMilli()
 	rec, known := b.records[k.family][k.bits]
 	blocked := known && rec.inForce(now)
 	if !blocked {
 		if o.Hits = b.counts.add(k, now, &b.policy); o.Hits < b.policy.Hits {
 			o.Decision = Counted
-			return o, k
+			return e, false
 		}
-		if b.live[k.family] >= b.policy.MaxElements && !b.makeRoom(k.family, r.Received) {
+		if b.live[k.family] >= b.policy.MaxElements && !b.makeRoom(k.family, o.Received) {
 			o.Decision = Full
-			return o, k
+			return e, false
 		}
+		o.isNew = !known || !rec.inForce(now-expiring.Milliseconds())
 		if known && rec.returns < math.MaxUint8 {
 			rec.returns++
 		}
 	}
 	o.Returns = int(rec.returns)
 	o.Timeout = b.policy.timeout(o.Returns)
-	o.Expires = time.UnixMilli(r.Received.Add(o.Timeout).UnixMilli())
+	o.Expires = time.UnixMilli(o.Received.Add(o.Timeout).UnixMilli())
 	o.Decision = Blocked
 	if blocked {
 		o.Decision = Renewed
@@ -234,13 +246,12 @@ func (b *Book) decide(r intake.Report) (Outcome, key) {
 			// It is blocked for longer already; the timeout that somebody
 			// chose is not shortened.
 			o.Decision = Kept
-			return o, k
+			return e, false
 		}
 	}
 	rec.expires = o.Expires.UnixMilli()
 	rec.flags &^= byHand
-	b.put(k, rec, r.Zone)
-	return o, k
+	return b.entryOf(k, b.put(k, rec, o.Zone)), true
 }
 
 // timeout is how long an address is blocked that came back so many times.
@@ -252,8 +263,9 @@ func (p *Policy) timeout(returns int) time.Duration {
 	return time.Duration(t)
 }
 
-// put stores a record that is in force. Its zone is the one given.
-func (b *Book) put(k key, rec record, zone string) {
+// put stores a record that is in force, and returns it. Its zone is the one
+// given.
+func (b *Book) put(k key, rec record, zone string) record {
 	old, known := b.records[k.family][k.bits]
 	rec.zone = b.zones.use(zone)
 	if known {
@@ -264,6 +276,7 @@ func (b *Book) put(k key, rec record, zone string) {
 	}
 	rec.flags |= live
 	b.records[k.family][k.bits] = rec
+	return rec
 }
 
 // drop forgets a record.
@@ -279,12 +292,21 @@ func (b *Book) drop(k key) {
 	delete(b.records[k.family], k.bits)
 }
 
-// Renews reports whether a hit of addr would renew a block.
-func (b *Book) Renews(addr netip.Addr) bool {
-	k := keyOf(firewall.PrefixOf(addr))
+// Renews says which hits would renew a block.
+func (b *Book) Renews(reports []intake.Report) []bool {
+	renews := make([]bool, len(reports))
 	now := time.Now().UnixMilli()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for i := range reports {
+		renews[i] = b.blocks(reports[i].Addr, now)
+	}
+	return renews
+}
+
+// blocks reports whether addr is blocked. It is called with mu held.
+func (b *Book) blocks(addr netip.Addr, now int64) bool {
+	k := keyOf(firewall.PrefixOf(addr))
 	return b.records[k.family][k.bits].inForce(now)
 }
 
@@ -342,15 +364,14 @@ func (b *Book) Added(block firewall.Block) {
 	rec := b.records[k.family][k.bits]
 	rec.expires = milli(block.Expires)
 	rec.flags = rec.flags&^waiting | byHand
-	b.put(k, rec, block.Zone)
-	e := b.entryOf(k, b.records[k.family][k.bits])
+	e := b.entryOf(k, b.put(k, rec, block.Zone))
 	b.mu.Unlock()
 	b.journal.append([]entry{e})
 	b.log.Info("blocked by hand", "addr", block.Prefix, "zone", block.Zone, "expires", block.Expires)
 }
 
 // expiring is how much of its time an element may have left that the kernel
-// has let go already.
+// has let go already, or have had that the kernel still holds.
 const expiring = time.Second
 
 // Removed says that somebody else unblocked an address. It is forgotten, and

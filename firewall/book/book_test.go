@@ -304,7 +304,7 @@ func TestConcurrentUse(t *testing.T) {
 		all.Go(func() {
 			for n := range 5000 {
 				b.Record([]intake.Report{{Hit: hit.Hit{Addr: numbered(n), Zone: fmt.Sprint("z", worker)}, Received: now}})
-				b.Renews(numbered(n))
+				b.isBlocked(numbered(n))
 			}
 		})
 	}

@@ -23,7 +23,7 @@ type Table interface {
 
 // A Source gives hits: an [intake.Queue].
 type Source interface {
-	Take(ctx context.Context, wake <-chan struct{}, most int) (reports []intake.Report, open bool)
+	Take(ctx context.Context, wake <-chan struct{}, room []intake.Report) (n int, open bool)
 }
 
 // A Keeper takes hits, has the book decide about them, and tells the kernel.
@@ -48,13 +48,19 @@ type Keeper struct {
 
 	// What follows is Run's own.
 	lanes     [2]lane
-	unlogged  int // hits for which there was no line
+	others    []*Outcome // of the batch under way, those that block nobody
+	unlogged  int        // hits for which there was no line
 	nextCount time.Time
 }
 
 // A lane is what waits of one address family: where one set is not there, or
 // is full, the other one does not suffer.
 type lane struct {
+	// Of the batch under way, in the same order.
+	outcomes []*Outcome
+	blocks   []firewall.Block
+	keys     []key
+
 	backlog   []key // waiting to be committed, the last one first
 	full      []key // did not fit; for the backlog when it is time
 	fullUntil time.Time
@@ -92,7 +98,7 @@ const (
 func NewKeeper(book *Book, source Source, table Table, log *slog.Logger) *Keeper {
 	return &Keeper{
 		book: book, source: source, table: table, log: log,
-		hits: rate.NewLimiter(1000, 5000),
+		hits: rate.NewLimiter(200, 2000),
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -100,10 +106,13 @@ func NewKeeper(book *Book, source Source, table Table, log *slog.Logger) *Keeper
 // Run keeps the kernel's sets as the book says, until the source is closed and
 // empty, or ctx is done. It returns nil.
 func (k *Keeper) Run(ctx context.Context) error {
+	reports := make([]intake.Report, batchSize)
+	var outcomes []Outcome
 	for {
-		reports, open := k.source.Take(ctx, k.wake, batchSize)
+		n, open := k.source.Take(ctx, k.wake, reports)
 		k.busySince.Store(time.Now().UnixNano())
-		k.commit(ctx, k.book.Record(reports))
+		outcomes = k.book.record(outcomes[:0], reports[:n])
+		k.commit(ctx, outcomes)
 		k.remove(ctx)
 		k.catchUp(ctx)
 		k.busySince.Store(0)
@@ -161,46 +170,53 @@ func (k *Keeper) poke() {
 
 // commit tells the kernel of a batch.
 func (k *Keeper) commit(ctx context.Context, outcomes []Outcome) {
-	var made [2][]Outcome
 	batch := 0
-	for _, o := range outcomes {
+	k.others = k.others[:0]
+	for f := range k.lanes {
+		k.lanes[f].clear()
+	}
+	for i := range outcomes {
+		o := &outcomes[i]
 		if o.Decision == Blocked || o.Decision == Renewed {
-			f := keyOf(o.Prefix).family
-			made[f] = append(made[f], o)
+			k.lanes[keyOf(o.Prefix).family].add(o)
 			batch++
 		} else {
-			k.logHits([]Outcome{o}, 0)
+			k.others = append(k.others, o)
 		}
 	}
+	k.logHits(k.others, 0)
 	for f := range k.lanes {
-		k.commitFamily(ctx, &k.lanes[f], made[f], batch)
+		k.commitFamily(ctx, &k.lanes[f], batch)
 	}
 }
 
-func (k *Keeper) commitFamily(ctx context.Context, l *lane, outcomes []Outcome, batch int) {
-	if len(outcomes) == 0 {
+func (l *lane) clear() {
+	l.outcomes, l.blocks, l.keys = l.outcomes[:0], l.blocks[:0], l.keys[:0]
+}
+
+func (l *lane) add(o *Outcome) {
+	l.outcomes = append(l.outcomes, o)
+	l.blocks = append(l.blocks, firewall.Block{Prefix: o.Prefix, Expires: o.Expires, Zone: o.Zone, New: o.isNew})
+	l.keys = append(l.keys, keyOf(o.Prefix))
+}
+
+func (k *Keeper) commitFamily(ctx context.Context, l *lane, batch int) {
+	if len(l.outcomes) == 0 {
 		return
-	}
-	blocks := make([]firewall.Block, len(outcomes))
-	keys := make([]key, len(outcomes))
-	for i := range outcomes {
-		o := &outcomes[i]
-		blocks[i] = firewall.Block{Prefix: o.Prefix, Expires: o.Expires, Zone: o.Zone}
-		keys[i] = keyOf(o.Prefix)
 	}
 	var err error
 	if !time.Now().Before(l.notBefore) {
-		if err = k.table.Commit(ctx, blocks); err == nil {
-			k.book.committed(keys)
+		if err = k.table.Commit(ctx, l.blocks); err == nil {
+			k.book.committed(l.keys)
 			k.succeeded(l)
-			k.logHits(outcomes, batch)
+			k.logHits(l.outcomes, batch)
 			return
 		}
 	}
-	k.postpone(l, keys, err)
-	for _, o := range outcomes {
+	k.postpone(l, l.keys, err)
+	for _, o := range l.outcomes {
 		if len(l.late) < maxLate {
-			l.late = append(l.late, late{o, batch})
+			l.late = append(l.late, late{*o, batch})
 		} else {
 			l.unlogged++
 		}
@@ -354,7 +370,7 @@ func (k *Keeper) catchUpFamily(ctx context.Context, l *lane) {
 	}
 	for _, x := range l.late {
 		// It may have been unblocked meanwhile.
-		if k.book.Renews(x.Addr) {
+		if k.book.isBlocked(x.Addr) {
 			k.logHit(&x.Outcome, x.batch)
 		}
 	}
@@ -365,15 +381,16 @@ func (k *Keeper) catchUpFamily(ctx context.Context, l *lane) {
 }
 
 // logHits logs hits one by one, unless they are too many.
-func (k *Keeper) logHits(outcomes []Outcome, batch int) {
-	for i := range outcomes {
-		if k.hits.Allow() {
-			k.logHit(&outcomes[i], batch)
-		} else {
-			k.unlogged++
+func (k *Keeper) logHits(outcomes []*Outcome, batch int) {
+	now := time.Now()
+	for i, o := range outcomes {
+		if !k.hits.AllowN(now, 1) {
+			k.unlogged += len(outcomes) - i
+			break
 		}
+		k.logHit(o, batch)
 	}
-	if now := time.Now(); k.unlogged > 0 && now.After(k.nextCount) {
+	if k.unlogged > 0 && now.After(k.nextCount) {
 		k.log.Info("more hits than are logged one by one", "more", k.unlogged)
 		k.unlogged, k.nextCount = 0, now.Add(countInterval)
 	}
@@ -434,6 +451,13 @@ func (b *Book) setWaiting(keys []key) (marked []key) {
 		}
 	}
 	return marked
+}
+
+// isBlocked reports whether addr is blocked.
+func (b *Book) isBlocked(addr netip.Addr) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.blocks(addr, time.Now().UnixMilli())
 }
 
 // committed takes the mark of waiting from records.

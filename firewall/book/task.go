@@ -210,8 +210,7 @@ func (b *Book) takeOver(e firewall.Block, slack time.Duration) (news entry, ok b
 	}
 	rec.expires = expires
 	rec.flags = rec.flags&^waiting | byHand
-	b.put(k, rec, e.Zone)
-	return b.entryOf(k, b.records[k.family][k.bits]), true
+	return b.entryOf(k, b.put(k, rec, e.Zone)), true
 }
 
 // LeaveToTable says that the kernel's set of a family is new, so that the table

@@ -38,8 +38,9 @@ type Receiver struct {
 	queue    *Queue
 	policy   atomic.Pointer[Policy]
 	netns    uint64 // the cookie of our network namespace; 0: not known
-	buf      []byte
-	oob      []byte
+	burst    *burst
+	reports  []Report // of the burst
+	zone     string   // the last one
 	fds      []int
 	closer   closer
 	received atomic.Uint64
@@ -60,17 +61,17 @@ func New(conn *net.UnixConn, policy Policy, queue *Queue, log *slog.Logger) (*Re
 		conn:  conn,
 		raw:   raw,
 		queue: queue,
-		// One byte more than a hit may have tells that it is longer.
-		buf: make([]byte, hit.MaxLen+1),
-		// SCM_MAX_FD is 253. Room for all of them and for what else the
-		// kernel may attach (a security label, a pidfd).
-		oob: make([]byte, unix.CmsgSpace(253*4)+unix.CmsgSpace(unix.SizeofUcred)+1024),
+		burst: new(burst),
 	}
 	r.refusals.log = log
 	r.policy.Store(&policy)
 	var opt error
 	if err := raw.Control(func(fd uintptr) {
 		opt = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+		// What a drop-in of the socket unit may have the kernel attach, and a
+		// burst has no room for. A kernel that does not know it does not do it.
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSSEC, 0)
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSPIDFD, 0)
 		r.netns, _ = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	}); err != nil {
 		return nil, fmt.Errorf("hits socket: %w", err)
@@ -116,18 +117,15 @@ func (r *Receiver) Run(ctx context.Context) error {
 	return nil
 }
 
-// receive reads and judges one datagram. Without wait it returns EAGAIN where
-// there is none; it does so too when the read deadline has passed.
+// receive reads and judges what waits in the socket, a burst at most. Without
+// wait it returns EAGAIN where there is nothing; it does so too when the read
+// deadline has passed.
 func (r *Receiver) receive(wait bool) error {
-	var n, oobn, flags int
+	var n int
 	var err error
 	read := func(fd uintptr) bool {
-		for {
-			n, oobn, flags, _, err = unix.Recvmsg(int(fd), r.buf, r.oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-			if err != unix.EINTR {
-				return !(wait && err == unix.EAGAIN)
-			}
-		}
+		n, err = r.burst.read(int(fd))
+		return !(wait && err == unix.EAGAIN)
 	}
 	var ctl error
 	if wait {
@@ -141,20 +139,26 @@ func (r *Receiver) receive(wait bool) error {
 	if err != nil {
 		return err
 	}
-	r.busy.Store(time.Now().UnixNano())
+	now := time.Now()
+	r.busy.Store(now.UnixNano())
 	defer r.busy.Store(0)
-	defer r.received.Add(1)
-	report, refusal := r.judge(r.buf[:n], r.oob[:oobn], flags)
-	if refusal != nil {
-		r.refusals.add(refusal)
-		return nil
+	r.reports = r.reports[:0]
+	for i := range n {
+		report, refusal := r.judge(r.burst.datagram(i))
+		if refusal != nil {
+			r.refusals.add(refusal)
+			continue
+		}
+		report.Received = now
+		r.reports = append(r.reports, report)
 	}
-	r.queue.Put(report)
+	r.queue.Put(r.reports...)
+	r.received.Add(uint64(n))
 	return nil
 }
 
 // judge decides whether a datagram is a hit that counts. It closes all
-// descriptors that came with it.
+// descriptors that came with it. When it was received is left open.
 func (r *Receiver) judge(data, oob []byte, flags int) (Report, *refusal) {
 	from, ctlErr := r.control(oob)
 	defer func() {
@@ -185,8 +189,11 @@ func (r *Receiver) judge(data, oob []byte, flags int) (Report, *refusal) {
 		return Report{}, refuse(BadHit, from, "%v", err)
 	}
 	// A hit in the queue keeps no more of its line than it needs.
-	h.Answer, h.Zone = "", strings.Clone(h.Zone)
-	report := Report{Hit: h, Received: time.Now()}
+	if h.Zone != r.zone {
+		r.zone = strings.Clone(h.Zone)
+	}
+	h.Answer, h.Zone = "", r.zone
+	report := Report{Hit: h}
 	check := policy.Peer
 	if !trusted {
 		check = Require
@@ -226,7 +233,7 @@ func (r *Receiver) AllRefused() (n uint64) {
 	return n
 }
 
-// Busy returns for how long the datagram under way has been under way.
+// Busy returns for how long the datagrams under way have been under way.
 func (r *Receiver) Busy() time.Duration {
 	since := r.busy.Load()
 	if since == 0 {

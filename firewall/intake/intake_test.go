@@ -53,7 +53,7 @@ func open(t *testing.T, policy Policy, before func(*desk)) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &desk{t: t, log: new(bytes.Buffer), queue: NewQueue(100, func(netip.Addr) bool { return false })}
+	d := &desk{t: t, log: new(bytes.Buffer), queue: NewQueue(100, none)}
 	if d.sender, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func (d *desk) received(n uint64) {
 // taken stops the receiver and returns what it put into the queue.
 func (d *desk) taken() []Report {
 	d.stop()
-	reports, open := d.queue.Take(context.Background(), nil, 1000)
+	reports, open := take(d.queue, nil, 1000)
 	if open {
 		d.t.Error("the queue is open after the receiver's end")
 	}
@@ -642,7 +642,7 @@ func TestEndReceivesWhatTheSocketHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	queue := NewQueue(100, func(netip.Addr) bool { return false })
+	queue := NewQueue(100, none)
 	r, err := New(conn, Policy{Senders: own, Peer: Verify}, queue, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -680,7 +680,7 @@ func FuzzJudge(f *testing.F) {
 		if bytes.Contains(oob, []byte{unix.SOL_SOCKET, 0, 0, 0, unix.SCM_RIGHTS, 0, 0, 0}) {
 			return
 		}
-		r := &Receiver{queue: NewQueue(1, func(netip.Addr) bool { return false })}
+		r := &Receiver{queue: NewQueue(1, none)}
 		r.refusals.log = log
 		r.policy.Store(&Policy{Senders: Senders{UIDs: []uint32{0}}, Peer: Verify})
 		report, refusal := r.judge(data, oob, flags)

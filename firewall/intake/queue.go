@@ -4,8 +4,6 @@ package intake
 
 import (
 	"context"
-	"net/netip"
-	"slices"
 	"sync"
 )
 
@@ -14,9 +12,7 @@ import (
 // is dropped: those that renew a block are worth more than those that would
 // make one, and of two alike the newer one is.
 type Queue struct {
-	// Renews reports whether addr is blocked already. It must not wait for
-	// netlink or a disk.
-	renews func(addr netip.Addr) bool
+	renews func([]Report) []bool
 	size   int
 
 	mu       sync.Mutex
@@ -31,8 +27,10 @@ type Queue struct {
 // QueueSize is a size for a Queue: some 16 MB when it is full.
 const QueueSize = 1 << 16
 
-// NewQueue returns a Queue that holds size hits.
-func NewQueue(size int, renews func(netip.Addr) bool) *Queue {
+// NewQueue returns a Queue that holds size hits. The function renews says
+// which of the hits are of addresses that are blocked already; it must not wait
+// for netlink or a disk.
+func NewQueue(size int, renews func([]Report) []bool) *Queue {
 	return &Queue{renews: renews, size: size, ready: make(chan struct{}, 1)}
 }
 
@@ -41,11 +39,21 @@ type queued struct {
 	seq uint64
 }
 
-// Put adds a hit, and drops one where the queue is full. It never waits.
-func (q *Queue) Put(r Report) {
-	renews := q.renews(r.Addr)
+// Put adds hits, and drops some where the queue is full. It never waits.
+func (q *Queue) Put(reports ...Report) {
+	if len(reports) == 0 {
+		return
+	}
+	renews := q.renews(reports)
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	for i := range reports {
+		q.put(&reports[i], renews[i])
+	}
+	q.signal()
+}
+
+func (q *Queue) put(r *Report, renews bool) {
 	if q.closed {
 		q.dropped++
 		return
@@ -54,27 +62,27 @@ func (q *Queue) Put(r Report) {
 		q.dropped++
 		switch {
 		case q.fresh.n > 0:
-			q.fresh.popFront()
+			q.fresh.dropFirst()
 		case renews:
-			q.renewals.popFront()
+			q.renewals.dropFirst()
 		default:
 			return
 		}
 	}
 	q.seq++
 	if renews {
-		q.renewals.pushBack(queued{r, q.seq})
+		q.renewals.push(r, q.seq)
 	} else {
-		q.fresh.pushBack(queued{r, q.seq})
+		q.fresh.push(r, q.seq)
 	}
-	q.signal()
 }
 
-// Take returns up to most hits, renewals first and newest first where there are
-// more, in the order in which they were received. It waits until there is one,
-// until wake has something, or until ctx is done, and then may return none. open
-// is false when the queue is closed and empty.
-func (q *Queue) Take(ctx context.Context, wake <-chan struct{}, most int) (reports []Report, open bool) {
+// Take puts hits into room, renewals first and newest first where there are
+// more, in the order in which they were received, and returns how many these
+// are. It waits until there is one, until wake has something, or until ctx is
+// done, and then may find none. open is false when the queue is closed and
+// empty.
+func (q *Queue) Take(ctx context.Context, wake <-chan struct{}, room []Report) (n int, open bool) {
 	select {
 	case <-q.ready:
 	case <-wake:
@@ -82,25 +90,25 @@ func (q *Queue) Take(ctx context.Context, wake <-chan struct{}, most int) (repor
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n := min(most, q.fresh.n+q.renewals.n)
-	taken := make([]queued, 0, n)
-	for len(taken) < n {
-		if q.renewals.n > 0 {
-			taken = append(taken, q.renewals.popBack())
+	renewals := min(len(room), q.renewals.n)
+	fresh := min(len(room)-renewals, q.fresh.n)
+	for i, j := renewals, fresh; i > 0 || j > 0; n++ {
+		a, b := q.renewals.last(i), q.fresh.last(j)
+		if j == 0 || i > 0 && a.seq < b.seq {
+			room[n] = a.Report
+			i--
 		} else {
-			taken = append(taken, q.fresh.popBack())
+			room[n] = b.Report
+			j--
 		}
 	}
+	q.renewals.dropLast(renewals)
+	q.fresh.dropLast(fresh)
 	left := q.fresh.n + q.renewals.n
 	if left > 0 || q.closed {
 		q.signal()
 	}
-	slices.SortFunc(taken, func(a, b queued) int { return int(int64(a.seq - b.seq)) })
-	reports = make([]Report, len(taken))
-	for i, t := range taken {
-		reports[i] = t.Report
-	}
-	return reports, !q.closed || left > 0
+	return n, !q.closed || left > 0
 }
 
 // Close says that no more hits come. What is in the queue can be taken.
@@ -136,40 +144,47 @@ func (q *Queue) signal() {
 // A ring is a queue with two ends, whose memory grows when it must and is
 // freed when it is empty.
 type ring struct {
-	buf   []queued
+	buf   []queued // of a length that is a power of two, or 0
 	first int
 	n     int
 }
 
-func (r *ring) pushBack(x queued) {
+// at returns the ith from the front.
+func (r *ring) at(i int) *queued { return &r.buf[(r.first+i)&(len(r.buf)-1)] }
+
+// last returns the ith from the back, the last of all being the first, or nil
+// for the 0th.
+func (r *ring) last(i int) *queued {
+	if i == 0 {
+		return nil
+	}
+	return r.at(r.n - i)
+}
+
+func (r *ring) push(report *Report, seq uint64) {
 	if r.n == len(r.buf) {
 		grown := make([]queued, max(64, 2*r.n))
 		copied := copy(grown, r.buf[r.first:])
 		copy(grown[copied:], r.buf[:r.first])
 		r.buf, r.first = grown, 0
 	}
-	r.buf[(r.first+r.n)%len(r.buf)] = x
 	r.n++
+	*r.at(r.n - 1) = queued{*report, seq}
 }
 
-func (r *ring) popFront() queued {
-	x := r.buf[r.first]
-	r.buf[r.first] = queued{}
-	r.first = (r.first + 1) % len(r.buf)
-	r.less()
-	return x
+func (r *ring) dropFirst() {
+	r.first = (r.first + 1) & (len(r.buf) - 1)
+	r.n--
+	r.shrink()
 }
 
-func (r *ring) popBack() queued {
-	i := (r.first + r.n - 1) % len(r.buf)
-	x := r.buf[i]
-	r.buf[i] = queued{}
-	r.less()
-	return x
+func (r *ring) dropLast(n int) {
+	r.n -= n
+	r.shrink()
 }
 
-func (r *ring) less() {
-	if r.n--; r.n == 0 && len(r.buf) > 4096 {
+func (r *ring) shrink() {
+	if r.n == 0 && len(r.buf) > 4096 {
 		r.buf, r.first = nil, 0
 	}
 }

@@ -17,7 +17,15 @@ func hitOf(n int) Report {
 	return Report{Hit: hit.Hit{Addr: netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)})}}
 }
 
-func odd(addr netip.Addr) bool { return addr.As4()[3]%2 == 1 }
+func odd(reports []Report) (odd []bool) {
+	for _, n := range numbers(reports) {
+		odd = append(odd, n%2 == 1)
+	}
+	return odd
+}
+
+// none says that no hit renews a block.
+func none(reports []Report) []bool { return make([]bool, len(reports)) }
 
 func numbers(reports []Report) (ns []int) {
 	for _, r := range reports {
@@ -25,6 +33,12 @@ func numbers(reports []Report) (ns []int) {
 		ns = append(ns, int(b[2])<<8|int(b[3]))
 	}
 	return ns
+}
+
+func take(q *Queue, wake <-chan struct{}, most int) ([]Report, bool) {
+	room := make([]Report, most)
+	n, open := q.Take(context.Background(), wake, room)
+	return room[:n], open
 }
 
 func TestQueuePolicy(t *testing.T) {
@@ -50,7 +64,7 @@ func TestQueuePolicy(t *testing.T) {
 			for _, n := range test.put {
 				q.Put(hitOf(n))
 			}
-			got, open := q.Take(context.Background(), nil, test.take)
+			got, open := take(q, nil, test.take)
 			if !slices.Equal(numbers(got), test.want) || !open {
 				t.Errorf("took %v (open %v), want %v", numbers(got), open, test.want)
 			}
@@ -71,7 +85,7 @@ func TestQueueLosesNothingUncounted(t *testing.T) {
 	go func() {
 		defer close(done)
 		for {
-			reports, open := q.Take(context.Background(), nil, 70)
+			reports, open := take(q, nil, 70)
 			for _, i := range numbers(reports) {
 				if seen[i] {
 					t.Errorf("%d came twice", i)
@@ -110,23 +124,23 @@ func TestTakeWaits(t *testing.T) {
 	q := NewQueue(10, odd)
 	wake := make(chan struct{}, 1)
 	wake <- struct{}{}
-	if got, open := q.Take(context.Background(), wake, 10); len(got) != 0 || !open {
+	if got, open := take(q, wake, 10); len(got) != 0 || !open {
 		t.Errorf("woken: %v, %v", got, open)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if got, open := q.Take(ctx, wake, 10); len(got) != 0 || !open {
+	if got, open := q.Take(ctx, wake, make([]Report, 10)); got != 0 || !open {
 		t.Errorf("ended: %v, %v", got, open)
 	}
 	time.AfterFunc(10*time.Millisecond, func() { q.Put(hitOf(1)) })
-	if got, _ := q.Take(context.Background(), wake, 10); len(got) != 1 {
+	if got, _ := take(q, wake, 10); len(got) != 1 {
 		t.Errorf("took %v, want the one that comes", got)
 	}
 	time.AfterFunc(10*time.Millisecond, q.Close)
-	if _, open := q.Take(context.Background(), wake, 10); open {
+	if _, open := take(q, wake, 10); open {
 		t.Error("open after it was closed")
 	}
-	if _, open := q.Take(context.Background(), wake, 10); open {
+	if _, open := take(q, wake, 10); open {
 		t.Error("a closed queue is open when asked again")
 	}
 }
