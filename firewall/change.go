@@ -104,7 +104,10 @@ func names(changes []change) string {
 func (t *Table) applyOne(ctx context.Context, s *blockedSet, p purpose, todo []change) (full int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.applyLocked(ctx, s, p, todo)
+	if p != renew || len(todo) < manyElements {
+		return t.applyLocked(ctx, s, p, todo)
+	}
+	return t.applyUnheard(func() (int, error) { return t.applyLocked(ctx, s, p, todo) })
 }
 
 // attempts bounds how often one transaction is tried. Each failure teaches

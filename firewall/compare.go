@@ -137,13 +137,8 @@ func (c *conn) ask(b *batch) (there []bool, err error) {
 			c.drain()
 		}
 	}()
-	if ctl := c.raw.Control(func(fd uintptr) {
-		err = unix.Sendto(int(fd), b.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}); ctl != nil {
-		return nil, ctl
-	}
-	if err != nil {
-		return nil, fmt.Errorf("netlink send: %w", err)
+	if err := c.send(b.buf); err != nil {
+		return nil, err
 	}
 	there = make([]bool, b.n)
 	for answers := 0; answers < b.n; answers++ {

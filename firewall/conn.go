@@ -125,14 +125,8 @@ func (c *conn) start(b *batch, table *nftables.Table) {
 // the failures, and if there is one then nothing was done. An error means that
 // the transaction was not sent or that its fate is unknown.
 func (c *conn) commit(b *batch) ([]failure, error) {
-	var err error
-	if ctl := c.raw.Control(func(fd uintptr) {
-		err = unix.Sendto(int(fd), b.end(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}); ctl != nil {
-		return nil, ctl
-	}
-	if err != nil {
-		return nil, fmt.Errorf("netlink send: %w", err)
+	if err := c.send(b.end()); err != nil {
+		return nil, err
 	}
 	var failures []failure
 	for {

@@ -65,24 +65,14 @@ func get(family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, na
 // would never be read to its end.
 var errInterrupted = errors.New("the ruleset changed while it was listed")
 
-// readGeneration returns the number of the ruleset's generation, which every
-// transaction that changes something raises by one (nf_tables_commit). It is
-// never 0.
-func readGeneration() (generation uint32, err error) {
-	for body, err := range get(nftables.TableFamilyUnspecified, unix.NFT_MSG_GETGEN, 0) {
-		if err != nil {
-			return 0, fmt.Errorf("look at the generation: %w", err)
+// generationOf returns the number of a generation from a NFT_MSG_NEWGEN.
+func generationOf(body []byte) (generation uint32, err error) {
+	err = eachAttr(body, func(ad *netlink.AttributeDecoder) {
+		if ad.Type() == unix.NFTA_GEN_ID {
+			generation = ad.Uint32()
 		}
-		err = eachAttr(body, func(ad *netlink.AttributeDecoder) {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				generation = ad.Uint32()
-			}
-		})
-		if err != nil {
-			return 0, fmt.Errorf("look at the generation: %w", err)
-		}
-	}
-	return generation, nil
+	})
+	return generation, err
 }
 
 // An identity tells a set from a later one of the same name: the kernel

@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -77,7 +76,11 @@ func (t *Table) Run(ctx context.Context, state State) error {
 		if err != nil {
 			return err
 		}
-		if missed {
+		more, err := t.takeMissed()
+		if err != nil {
+			return err
+		}
+		if missed || more {
 			compareSoon()
 		}
 	}
@@ -168,52 +171,15 @@ func (t *Table) restore(ctx context.Context, state State) (missed bool, err erro
 }
 
 // refillUnheard fills the sets that are stale while the listener is not
-// listening: the kernel composes a notification for every element even if the
-// only listener wants none of them, and needs more time for that than for
-// adding the element. Whether others made changes meanwhile is seen from the
-// generation of the ruleset.
+// listening.
 func (t *Table) refillUnheard(ctx context.Context, state State) (again, missed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.anyStale() {
 		return false, false, nil
 	}
-	t.markGeneration()
-	if err := t.listener.leave(); err != nil {
-		return false, false, fmt.Errorf("stop listening for changes: %w", err)
-	}
-	again, missed = t.refill(ctx, state)
-	if err := t.listener.join(); err != nil {
-		return false, false, fmt.Errorf("listen for changes: %w", err)
-	}
-	return again, t.othersChanged() || missed, nil
-}
-
-// A mark is a generation of the ruleset, and how many transactions we had done
-// by then. Without a generation, 0, it is not known.
-type mark struct{ generation, done uint32 }
-
-// markGeneration remembers the present generation for othersChanged.
-func (t *Table) markGeneration() {
-	t.mark = mark{t.generation(), t.conn.done}
-	t.conn.vague = false
-}
-
-// othersChanged reports whether transactions were done since the mark that were
-// not ours, or may not have been.
-func (t *Table) othersChanged() bool {
-	generation := t.generation()
-	return t.conn.vague || generation == 0 || t.mark.generation == 0 ||
-		generation-t.mark.generation != t.conn.done-t.mark.done
-}
-
-// generation is the generation of the ruleset, or 0.
-func (t *Table) generation() uint32 {
-	generation, err := readGeneration()
-	if err != nil {
-		t.log.Debug("whether others changed the ruleset is not known", "error", err)
-	}
-	return generation
+	more, err := t.unheard(func() { again, missed = t.refill(ctx, state) })
+	return again, missed || more, err
 }
 
 // anyStale reports whether there is a set to be filled.

@@ -311,6 +311,62 @@ func TestOwnChangesAreNotTold(t *testing.T) {
 	}
 }
 
+// What others do while large batches are committed, of which nobody listens, is
+// found out.
+func TestChangesInAFlood(t *testing.T) {
+	table, log := open(t, testConfig())
+	flood := some(1000)
+	state := newMemory(flood...)
+	for i := range 20 {
+		b := block(fmt.Sprintf("192.0.2.%d", i), "zen.example", time.Hour)
+		state.blocks[b.Prefix] = b
+	}
+	run(t, table, state)
+	filled(t, table)
+	var running sync.WaitGroup
+	stop := make(chan struct{})
+	running.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := table.Commit(t.Context(), flood); err != nil && !errors.Is(err, unix.ENOENT) {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for i := range 20 {
+		nft(t, "delete", "element", "inet", "rblnft", "blocked4", fmt.Sprintf("{ 192.0.2.%d }", i))
+		nft(t, "add", "element", "inet", "rblnft", "blocked4", fmt.Sprintf(`{ 198.51.100.%d timeout 1h comment "by hand" }`, i))
+	}
+	soon := time.Now().Add(compareEvery + 20*time.Second)
+	for known := 0; known < 40; {
+		if time.Now().After(soon) {
+			t.Fatalf("the state knows of %d changes, want 40: %q", known, state.told)
+		}
+		time.Sleep(20 * time.Millisecond)
+		known = 0
+		for i := range 20 {
+			if _, ok := state.has(fmt.Sprintf("192.0.2.%d/32", i)); !ok {
+				known++
+			}
+			if b, ok := state.has(fmt.Sprintf("198.51.100.%d/32", i)); ok && b.Zone == "by hand" {
+				known++
+			}
+		}
+	}
+	if !strings.Contains(log.String(), "elements compared") {
+		t.Error("all was heard of: the test shows nothing")
+	}
+	nft(t, "flush", "ruleset")
+	eventually(t, "the rules are back", func() bool { return stands(t) })
+	close(stop)
+	running.Wait()
+	eventually(t, "all elements are back", func() bool { return count(t, table) == state.count() })
+}
+
 // Commits go on while the table is changed and removed again and again, with a
 // pause now and then that is too short for the repair.
 func TestCommitDuringRecovery(t *testing.T) { eachPath(t, testCommitDuringRecovery) }

@@ -66,6 +66,7 @@ type Outcome struct {
 	Returns  int           // how often it came back
 	Hits     int           // how many of Policy.Hits were seen
 	isNew    bool          // the kernel has no element of it, as far as is known
+	waits    bool          // its record is marked as waiting
 }
 
 // A record is what the book knows of one address. It has no pointer, so that a
@@ -249,6 +250,7 @@ func (b *Book) decide(o *Outcome) (e entry, changed bool) {
 			return e, false
 		}
 	}
+	o.waits = rec.flags&waiting != 0
 	rec.expires = o.Expires.UnixMilli()
 	rec.flags &^= byHand
 	return b.entryOf(k, b.put(k, rec, o.Zone)), true

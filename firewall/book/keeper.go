@@ -60,6 +60,7 @@ type lane struct {
 	outcomes []*Outcome
 	blocks   []firewall.Block
 	keys     []key
+	waits    []key // those that are marked as waiting
 
 	backlog   []key // waiting to be committed, the last one first
 	full      []key // did not fit; for the backlog when it is time
@@ -90,15 +91,21 @@ const (
 	// countInterval is how often it is logged how many hits were not logged.
 	countInterval = 10 * time.Second
 	maxLate       = 20_000
+
+	// These keep below what systemd-journald takes of one service in thirty
+	// seconds, 10,000 lines (journald.conf(5), RateLimitBurst=): from then on
+	// it would drop lines of all kinds.
+	linesPerSecond = 200
+	linesAtOnce    = 2000
 )
 
-// NewKeeper returns a Keeper. It logs one line for each hit; of more than 1,000
+// NewKeeper returns a Keeper. It logs one line for each hit; of more than 200
 // hits a second, where they last, it logs from time to time how many more there
 // were.
 func NewKeeper(book *Book, source Source, table Table, log *slog.Logger) *Keeper {
 	return &Keeper{
 		book: book, source: source, table: table, log: log,
-		hits: rate.NewLimiter(200, 2000),
+		hits: rate.NewLimiter(linesPerSecond, linesAtOnce),
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -191,13 +198,16 @@ func (k *Keeper) commit(ctx context.Context, outcomes []Outcome) {
 }
 
 func (l *lane) clear() {
-	l.outcomes, l.blocks, l.keys = l.outcomes[:0], l.blocks[:0], l.keys[:0]
+	l.outcomes, l.blocks, l.keys, l.waits = l.outcomes[:0], l.blocks[:0], l.keys[:0], l.waits[:0]
 }
 
 func (l *lane) add(o *Outcome) {
 	l.outcomes = append(l.outcomes, o)
 	l.blocks = append(l.blocks, firewall.Block{Prefix: o.Prefix, Expires: o.Expires, Zone: o.Zone, New: o.isNew})
 	l.keys = append(l.keys, keyOf(o.Prefix))
+	if o.waits {
+		l.waits = append(l.waits, keyOf(o.Prefix))
+	}
 }
 
 func (k *Keeper) commitFamily(ctx context.Context, l *lane, batch int) {
@@ -207,7 +217,7 @@ func (k *Keeper) commitFamily(ctx context.Context, l *lane, batch int) {
 	var err error
 	if !time.Now().Before(l.notBefore) {
 		if err = k.table.Commit(ctx, l.blocks); err == nil {
-			k.book.committed(l.keys)
+			k.book.committed(l.waits)
 			k.succeeded(l)
 			k.logHits(l.outcomes, batch)
 			return

@@ -92,8 +92,8 @@ func Parse(b []byte) (Hit, error) {
 		return Hit{}, bad("length", strconv.Itoa(len(b))+" bytes, at most "+strconv.Itoa(MaxLen)+" are allowed")
 	}
 	line := strings.TrimSuffix(string(b), "\n")
-	for i := 0; i < len(line); i++ {
-		if line[i] < 32 || line[i] > 126 {
+	for i := range len(line) {
+		if c := line[i]; c < 32 || c > 126 {
 			return Hit{}, bad("byte "+strconv.Itoa(i), strconv.Quote(line[i:i+1])+" is not printable ASCII")
 		}
 	}
