@@ -104,7 +104,7 @@ func names(changes []change) string {
 func (t *Table) applyOne(ctx context.Context, s *blockedSet, p purpose, todo []change) (full int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if p != renew || len(todo) < manyElements {
+	if p != renew || len(todo) < manyElements || t.isUnheard {
 		return t.applyLocked(ctx, s, p, todo)
 	}
 	return t.applyUnheard(func() (int, error) { return t.applyLocked(ctx, s, p, todo) })

@@ -164,9 +164,11 @@ func (t *Table) restore(ctx context.Context, state State) (missed bool, err erro
 			t.checkStructure()
 		}
 		if !again && !more || ctx.Err() != nil {
-			break
+			return missed, nil
 		}
 	}
+	// Somebody keeps changing it. Others have their turn first.
+	time.AfterFunc(tryAgain, t.poke)
 	return missed, nil
 }
 
@@ -221,6 +223,15 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 			sets[i] = &filling{set: s, identity: s.identity, todo: make([]change, 0, perTransaction)}
 		}
 	}
+	// A set that was made anew meanwhile has to be filled from the start; the
+	// other one goes on.
+	passOver := func() {
+		for i, f := range sets {
+			if f != nil && f.set.identity != f.identity {
+				sets[i], again = nil, true
+			}
+		}
+	}
 	start := time.Now()
 	now := start
 	transactions := 0
@@ -247,7 +258,7 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 		if transactions++; transactions%lookEvery == 0 && t.lookAfterOthers() {
 			missed = true
 		}
-		if ctx.Err() != nil || f.set.identity != f.identity {
+		if passOver(); ctx.Err() != nil || sets == [2]*filling{} {
 			break
 		}
 		// Commits have waited long enough.
@@ -256,14 +267,16 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 		now = time.Now()
 	}
 	for _, f := range sets {
+		if f != nil {
+			t.add(ctx, f)
+		}
+	}
+	if ctx.Err() != nil {
+		return false, missed
+	}
+	passOver()
+	for _, f := range sets {
 		if f == nil {
-			continue
-		}
-		if t.add(ctx, f); ctx.Err() != nil {
-			return false, missed
-		}
-		if f.set.identity != f.identity {
-			again = true
 			continue
 		}
 		if f.err != nil {

@@ -423,6 +423,45 @@ func testCommitDuringRecovery(t *testing.T, old bool) {
 	}
 }
 
+// disturbed is a memory whose blocks come in order, IPv4 first, and in the midst
+// of them, once, something happens.
+type disturbed struct {
+	*memory
+	once sync.Once
+	do   func()
+}
+
+func (d *disturbed) Blocks() iter.Seq[Block] {
+	all := slices.SortedFunc(d.memory.Blocks(), func(a, b Block) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+	return func(yield func(Block) bool) {
+		for i, b := range all {
+			if i == 1500 {
+				d.once.Do(d.do)
+			}
+			if !yield(b) {
+				return
+			}
+		}
+	}
+}
+
+// One set is removed while both are being filled: the other one is filled too.
+func TestSetRemovedDuringRestore(t *testing.T) {
+	for _, set := range []string{"blocked4", "blocked6"} {
+		t.Run(set, func(t *testing.T) {
+			table, _ := open(t, testConfig())
+			blocks := some(4000)
+			state := &disturbed{memory: newMemory(blocks...), do: func() {
+				nftInput(t, "flush chain inet rblnft input\ndelete set inet rblnft "+set+"\n")
+			}}
+			run(t, table, state)
+			eventually(t, "all are there", func() bool { return count(t, table) == len(blocks) })
+			sameElements(t, table, blocks)
+			eventually(t, "the rules are back", func() bool { return stands(t) })
+		})
+	}
+}
+
 // Sets that had to be made are filled from the state, as after a reboot.
 func TestStartFillsFreshSets(t *testing.T) {
 	blocks := some(3000)

@@ -42,6 +42,8 @@ type Table struct {
 	allow []netip.Prefix
 	sets  [2]*blockedSet // IPv4, IPv6
 	mark  mark           // what others did is counted from
+	// isUnheard: the listener is not listening for a while.
+	isUnheard bool
 	// missed: others may have made changes that the listener did not hear of.
 	missed bool
 	// deaf says why the listener hears nothing any more.

@@ -20,6 +20,8 @@ const manyElements = 100
 // the element. What others do meanwhile is seen from the generation of the
 // ruleset, which a transaction raises before it notifies (nf_tables_commit).
 func (t *Table) unheard(work func()) (missed bool, err error) {
+	t.isUnheard = true
+	defer func() { t.isUnheard = false }()
 	t.markGeneration()
 	// What is of the mark's generation may be notifying still.
 	if err := t.conn.waitForOthers(); err != nil {
