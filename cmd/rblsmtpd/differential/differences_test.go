@@ -14,6 +14,7 @@ import (
 // rblsmtpd does.
 type difference struct {
 	name   string
+	row    string // of the README's table, by its first column
 	reason string
 	// applies reports whether there is this difference in a case.
 	applies func(c *testCase) bool
@@ -35,6 +36,7 @@ type note struct {
 var differences = []difference{
 	{
 		name:    "usage",
+		row:     "options",
 		reason:  "the usage names the options that rblsmtpd does not have",
 		applies: (*testCase).malformed,
 		expect: func(c *testCase, r *result) []note {
@@ -45,6 +47,7 @@ var differences = []difference{
 	},
 	{
 		name:   "more options",
+		row:    "options",
 		reason: "-v, -s, -T, -w and -W are the successors' and our own; -v adds to the log, the others change when things happen",
 		applies: func(c *testCase) bool {
 			return slices.ContainsFunc(c.options, func(o option) bool { return strings.ContainsRune(ownOptions, rune(o.letter)) })
@@ -70,6 +73,7 @@ var differences = []difference{
 	},
 	{
 		name:   "fixed message",
+		row:    "options",
 		reason: "-r base:message is the successors': it asks for an A record, and gives the message",
 		applies: func(c *testCase) bool {
 			return slices.ContainsFunc(c.sources(), hasMessage)
@@ -105,6 +109,7 @@ var differences = []difference{
 	},
 	{
 		name:    "no address",
+		row:     "`$TCPREMOTEIP` missing or malformed",
 		reason:  "$TCPREMOTEIP missing or malformed is not looked up; rblsmtpd asks for names that mean nothing, or for the zone itself",
 		applies: func(c *testCase) bool { return c.asks() && !c.validIP() },
 		instead: withoutSources,
@@ -114,6 +119,7 @@ var differences = []difference{
 	},
 	{
 		name:   "no server",
+		row:    "`$DNSCACHEIP` without an address in it",
 		reason: "a $DNSCACHEIP with no address in it is said in the log; both ask the servers in resolv.conf",
 		applies: func(c *testCase) bool {
 			server, _ := c.getenv("DNSCACHEIP")
@@ -125,6 +131,7 @@ var differences = []difference{
 	},
 	{
 		name:   "unprintable address",
+		row:    "unprintable bytes in the environment",
 		reason: "what is no printable ASCII never reaches the log",
 		applies: func(c *testCase) bool {
 			ip, _ := c.ip()
@@ -137,6 +144,7 @@ var differences = []difference{
 	},
 	{
 		name:   "TCP6",
+		row:    "IPv4-mapped addresses, `$PROTO` TCP6",
 		reason: "$PROTO and $TCP6REMOTEIP are ucspi-tcp6's",
 		applies: func(c *testCase) bool {
 			seen, _ := c.ip()
@@ -150,6 +158,7 @@ var differences = []difference{
 	},
 	{
 		name:   "odd zone",
+		row:    "zones that are no host names; of digits and dots alone",
 		reason: "a zone that is no host name is an error of the command line, said in the log, and counts as a temporary failure",
 		applies: func(c *testCase) bool {
 			return slices.ContainsFunc(c.sources(), isOdd)
@@ -161,6 +170,7 @@ var differences = []difference{
 	},
 	{
 		name:   "numeric zone",
+		row:    "zones that are no host names; of digits and dots alone",
 		reason: "rblsmtpd takes a name of digits and dots alone for an IP address, without asking anybody (with -a 7 every client is allowed)",
 		applies: func(c *testCase) bool {
 			return c.asks() && c.validIP() && slices.ContainsFunc(c.sources(), isNumeric)
@@ -169,6 +179,7 @@ var differences = []difference{
 	},
 	{
 		name:   "long name",
+		row:    "zones that are no host names; of digits and dots alone",
 		reason: "a zone that leaves no room for the address is said in the log; the lookup fails in both",
 		applies: func(c *testCase) bool {
 			return slices.ContainsFunc(c.sources(), c.tooLong)
@@ -180,6 +191,7 @@ var differences = []difference{
 	},
 	{
 		name:    "shorter name",
+		row:     "IPv4-mapped addresses, `$PROTO` TCP6",
 		reason:  "an IPv4-mapped address is asked for as IPv4 (RFC 4291, section 2.5.5.2), and leaves more room for the zone",
 		applies: func(c *testCase) bool { return slices.ContainsFunc(c.sources(), c.shrinks) },
 		instead: func(c *testCase) {
@@ -193,6 +205,7 @@ var differences = []difference{
 	},
 	{
 		name:    "error code",
+		row:     "A record in 127.255.255.0/24",
 		reason:  "an A record in 127.255.255.0/24 is a list's way to say that it does not answer; rblsmtpd takes it for a listing",
 		applies: has(errorCodes...),
 		instead: func(c *testCase) { replaceZones(c, named(errorCodes...), "tcpclosed.test") },
@@ -202,6 +215,7 @@ var differences = []difference{
 	},
 	{
 		name:    "address of no list",
+		row:     "A record outside 127.0.0.0/8",
 		reason:  "an A record outside 127.0.0.0/8 is no listing (RFC 5782, section 2.1), whatever text there is; rblsmtpd asks for the text alone",
 		applies: func(c *testCase) bool { return c.asks() && slices.ContainsFunc(c.sources(), isParked) },
 		instead: func(c *testCase) { replaceZones(c, isParked, "noname.test") },
@@ -211,12 +225,14 @@ var differences = []difference{
 	},
 	{
 		name:    "malformed answer",
+		row:     "answers that are malformed, over 16 KiB, or deny the name and have records",
 		reason:  "an answer that cannot be read as RFC 1035 has it is a failure of the server; rblsmtpd passes over names and strings without reading them",
 		applies: func(c *testCase) bool { return c.asks() && slices.ContainsFunc(c.sources(), isMalformed) },
 		instead: func(c *testCase) { replaceZones(c, isMalformed, "tcpclosed.test") },
 	},
 	{
 		name:    "answer too long",
+		row:     "answers that are malformed, over 16 KiB, or deny the name and have records",
 		reason:  "more than 16 KiB are not believed",
 		applies: hasList("huge.test"),
 		instead: func(c *testCase) {
@@ -225,18 +241,21 @@ var differences = []difference{
 	},
 	{
 		name:    "query for an answer",
+		row:     "answers that are malformed, over 16 KiB, or deny the name and have records",
 		reason:  "a message that does not say that it is an answer is none; rblsmtpd does not look",
 		applies: has("query.test", "echo.test"),
 		instead: func(c *testCase) { replaceZones(c, named("query.test", "echo.test"), "tcpclosed.test") },
 	},
 	{
 		name:    "name that does not exist",
+		row:     "answers that are malformed, over 16 KiB, or deny the name and have records",
 		reason:  "such a name has no records, whatever the server adds to that (RFC 2308, section 2.1); rblsmtpd reads on",
 		applies: has("nonamelisting.test"),
 		instead: func(c *testCase) { replaceZones(c, named("nonamelisting.test"), "noname.test") },
 	},
 	{
 		name:    "text without its address",
+		row:     "TXT record",
 		reason:  "a text lists only if the A record beside it can be asked for; rblsmtpd does not ask",
 		applies: hasList("textfailure.test", "texttcpclosed.test", "textsilent.test"),
 		instead: func(c *testCase) {
@@ -245,12 +264,14 @@ var differences = []difference{
 	},
 	{
 		name:    "deadline",
+		row:     "lookups",
 		reason:  "all lookups together have ten seconds; rblsmtpd waits for a minute for every single one",
 		applies: has("slow12000.test"),
 		instead: func(c *testCase) { replaceZones(c, named("slow12000.test"), "tcpclosed.test") },
 	},
 	{
 		name:   "number too large",
+		row:    "`-t` with what is no number, or over 2³¹",
 		reason: "rblsmtpd computes modulo two to the power of 64, and takes 18446744073709551616 seconds for none",
 		applies: func(c *testCase) bool {
 			return slices.ContainsFunc(c.options, isTooLarge)
@@ -265,6 +286,7 @@ var differences = []difference{
 	},
 	{
 		name:   "no number",
+		row:    "`-t` with what is no number, or over 2³¹",
 		reason: "what is no number is taken for what rblsmtpd takes it for, and the log says so",
 		applies: func(c *testCase) bool {
 			return !c.malformed() && slices.ContainsFunc(c.options, isNoNumber)
@@ -281,6 +303,7 @@ var differences = []difference{
 	},
 	{
 		name:    "client gone",
+		row:     "client gone before the decision, or its half closed with nothing sent",
 		reason:  "a client that is gone before the decision is no reason to go on; rblsmtpd runs the next program, or talks to nobody",
 		applies: (*testCase).isGone,
 		expect: func(c *testCase, r *result) []note {
@@ -290,6 +313,7 @@ var differences = []difference{
 	},
 	{
 		name:   "client gone in the conversation",
+		row:    "client gone in the conversation",
 		reason: "the filter ends with 0 when it cannot write; rblsmtpd is killed by SIGPIPE, which tcpserver -v logs as if something were wrong",
 		applies: func(c *testCase) bool {
 			return c.client.transport == "socket" && c.client.script[len(c.client.script)-1].do == "close"
@@ -303,6 +327,7 @@ var differences = []difference{
 	},
 	{
 		name:   "hit not reported",
+		row:    "a listing that cannot be reported",
 		reason: "a listing that cannot be reported to the daemon is said in the log, once",
 		applies: func(c *testCase) bool {
 			socket, ok := c.getenv("RBLNFT_SOCKET")
