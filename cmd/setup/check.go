@@ -30,6 +30,10 @@ func check() error {
 	if err := installPackages(); err != nil {
 		return err
 	}
+	// So that nothing that follows speaks of what it downloads.
+	if out, err := exec.Command("go", "mod", "download").CombinedOutput(); err != nil {
+		return fmt.Errorf("go mod download: %w\n%s", err, out)
+	}
 	goroot, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		return fmt.Errorf("go env: %w", err)
