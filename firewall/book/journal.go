@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"os"
@@ -49,6 +50,10 @@ type journal struct {
 	buf    []byte
 
 	retry time.Time // when to try compaction again; the compacting task's own
+
+	// unread: there may be entries that could not be read at the start, so
+	// that there is no compaction before the next one.
+	unread bool
 }
 
 const (
@@ -74,6 +79,8 @@ func openJournal(dir string, log *slog.Logger, each func(entry)) (*journal, erro
 	started := time.Now()
 	names, numbers, err := j.files()
 	if err != nil {
+		// What may be in it must not be overwritten.
+		j.unread = !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR)
 		j.fail(err)
 		return j, nil
 	}
@@ -81,7 +88,11 @@ func openJournal(dir string, log *slog.Logger, each func(entry)) (*journal, erro
 	for i, name := range names {
 		n, err := j.load(name, each)
 		lines += n
-		if err != nil {
+		if err != nil && err != errHeader {
+			j.unread = true
+			log.Error("a file of the journal cannot be read; it is kept, and the journal grows until the next start",
+				"file", filepath.Join(dir, name), "error", err)
+		} else if err != nil {
 			aside := name + ".unreadable"
 			log.Error("a file of the journal is put aside", "file", filepath.Join(dir, name), "error", err,
 				"aside", aside, "rename", os.Rename(filepath.Join(dir, name), filepath.Join(dir, aside)))
@@ -348,7 +359,7 @@ func (j *journal) sync() {
 // compact writes a new snapshot where that is due: records is how many it
 // would have. It is given up when ctx is done.
 func (j *journal) compact(ctx context.Context, records int, all iter.Seq[[]entry]) {
-	if j == nil {
+	if j == nil || j.unread {
 		return
 	}
 	j.mu.Lock()

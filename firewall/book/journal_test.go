@@ -182,6 +182,54 @@ func TestDamageIsLogged(t *testing.T) {
 	}
 }
 
+// A file that cannot be read at the start is not overwritten, and what happens
+// is written down beside it.
+func TestUnreadFileIsKept(t *testing.T) {
+	dir := t.TempDir()
+	b, err := Open(dir, testPolicy(), discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Record([]intake.Report{report("192.0.2.1", time.Now())})
+	b.journal.compact(t.Context(), 0, b.chunks())
+	b.journal.lines = 1 << 20
+	b.journal.compact(t.Context(), 0, b.chunks())
+	b.Close()
+	snapshot := filepath.Join(dir, snapshotName)
+	was, err := os.ReadFile(snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Root can read everything but what is behind a link that leads nowhere.
+	if err := errors.Join(os.Rename(snapshot, filepath.Join(dir, "elsewhere")), os.Symlink("loop", snapshot), os.Symlink("snapshot", filepath.Join(dir, "loop"))); err != nil {
+		t.Fatal(err)
+	}
+	log, text := logged()
+	if b, err = Open(dir, testPolicy(), log); err != nil {
+		t.Fatal(err)
+	}
+	b.Record([]intake.Report{report("192.0.2.2", time.Now())})
+	b.journal.lines = 1 << 20
+	b.journal.compact(t.Context(), 0, b.chunks())
+	b.Close()
+	if !strings.Contains(text(), "cannot be read; it is kept") {
+		t.Errorf("log:\n%s", text())
+	}
+	if err := os.Rename(filepath.Join(dir, "elsewhere"), snapshot); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(snapshot); err != nil || !bytes.Equal(now, was) {
+		t.Errorf("the snapshot was %q, and is %q (%v)", was, now, err)
+	}
+	if b, err = Open(dir, testPolicy(), discard()); err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if blocked, _ := b.Len(); blocked != 2 {
+		t.Errorf("%d blocked, want 2", blocked)
+	}
+}
+
 // A file of another version, or of somebody else, is put aside and not lost.
 func TestForeignFileIsPutAside(t *testing.T) {
 	for _, name := range []string{snapshotName, segment(7)} {
@@ -287,6 +335,9 @@ func TestChangesDuringCompaction(t *testing.T) {
 		reports = append(reports, r)
 	}
 	b.Record(reports)
+	for _, r := range reports {
+		b.committed([]key{keyOf(firewall.PrefixOf(r.Addr))})
+	}
 	b.journal.missed = true
 	changed := 0
 	b.journal.compact(context.Background(), 0, func(yield func([]entry) bool) {
