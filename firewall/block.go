@@ -44,21 +44,25 @@ func PrefixOf(addr netip.Addr) netip.Prefix {
 }
 
 // State is what a [Table] restores from after somebody else changed the
-// ruleset, and what it tells about such changes. Its methods are called from
-// one goroutine, that of [Table.Run], and must not wait for the table: it may
-// be in the midst of a transaction.
+// ruleset, and what it tells about such changes. Its methods are called by
+// [Table.Run], Blocks from several goroutines and the others from one, and must
+// not wait for the table: it may be in the midst of a transaction.
 type State interface {
 	// Blocks are all blocks that are in force. The table is written to
 	// between two steps of the sequence, so an implementation holds no lock
-	// while it yields; Added and Removed are not called meanwhile. A block
-	// that came into force after the sequence started may be missing from
-	// it if it is committed afterwards.
+	// while it yields. A block that came into force after the sequence
+	// started may be missing from it if it is committed afterwards.
 	Blocks() iter.Seq[Block]
-	// Added says that somebody else added an element, or changed the timeout
-	// of one.
-	Added(Block)
-	// Removed says that somebody else deleted an element by hand. The kernel
+	// Added says that somebody else added elements, or changed the timeout
+	// of some.
+	Added(...Block)
+	// Removed says that somebody else deleted elements by hand. The kernel
 	// does not tell when it lets one expire, so that is the state's own to
 	// know, but it may be said to be removed too.
-	Removed(netip.Prefix)
+	Removed(...netip.Prefix)
+	// Compared says how the sets differ from what Blocks yielded a while ago,
+	// where what others did was not heard: which of these they lack, and what
+	// they hold beside them. What is not as Blocks had it any more, or was
+	// not committed then, is not meant.
+	Compared(missing, added []Block)
 }

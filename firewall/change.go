@@ -104,6 +104,15 @@ func names(changes []change) string {
 func (t *Table) applyOne(ctx context.Context, s *blockedSet, p purpose, todo []change) (full int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.unblocked != nil {
+		for _, c := range todo {
+			if p == remove {
+				t.unblocked[c.key] = true
+			} else {
+				delete(t.unblocked, c.key)
+			}
+		}
+	}
 	if p != renew || len(todo) < manyElements || t.isUnheard {
 		return t.applyLocked(ctx, s, p, todo)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,33 +21,45 @@ const (
 	settle = 200 * time.Millisecond
 )
 
-// Compare tells how the sets of blocked addresses differ from blocks: which of
-// these they lack, and what else they hold. It needs some eight seconds for a
+// A comparison is how the sets of blocked addresses differ from a State's
+// blocks.
+type comparison struct {
+	missing []Block // what they lack of these
+	added   []Block // what else they hold
+	// partial: a set was about to be filled, and was passed over.
+	partial bool
+	took    time.Duration
+	err     error
+}
+
+// differences compares the sets with blocks. It needs some eight seconds for a
 // million, and time as the number of blocks, because it asks for each one; of
 // what sets of more than some 200,000 elements hold else it may not find all.
 //
 // A set that is about to be filled by Run, or that is not there, is passed over.
-func (t *Table) Compare(ctx context.Context, blocks iter.Seq[Block]) (missing []netip.Prefix, added []Block, err error) {
+func (t *Table) differences(ctx context.Context, blocks iter.Seq[Block]) (c comparison) {
 	for family, s := range t.sets {
 		if !t.filled(s) {
+			c.partial = c.partial || t.usable(s)
 			continue
 		}
-		listed, _, err := readBlocks(t.at, s.name, listLimit)
+		listed, _, err := readBlocks(ctx, t.at, s.name, listLimit)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, nil, err
+			c.err = err
+			return c
 		}
 		more := make(map[netip.Prefix]int, len(listed))
 		for i, b := range listed {
 			more[b.Prefix] = i
 		}
-		unlisted := func(yield func(netip.Prefix) bool) {
+		unlisted := func(yield func(Block) bool) {
 			for b := range blocks {
 				if familyOf(b.Prefix) != family {
 					continue
 				}
 				if _, ok := more[b.Prefix]; ok {
 					delete(more, b.Prefix)
-				} else if !yield(b.Prefix) {
+				} else if !yield(b) {
 					return
 				}
 			}
@@ -56,17 +67,21 @@ func (t *Table) Compare(ctx context.Context, blocks iter.Seq[Block]) (missing []
 		lacks, err := t.missing(ctx, s, unlisted)
 		// What was seen may be half of this set and half of the next.
 		if !t.filled(s) {
+			c.partial = c.partial || t.usable(s)
 			continue
 		}
 		if err != nil {
-			return nil, nil, err
+			c.err = err
+			return c
 		}
-		missing = append(missing, lacks...)
+		if !t.isCrowded(s) {
+			c.missing = append(c.missing, lacks...)
+		}
 		for _, i := range more {
-			added = append(added, listed[i])
+			c.added = append(c.added, listed[i])
 		}
 	}
-	return missing, added, nil
+	return c
 }
 
 // filled reports whether the set that is known still stands, and was filled.
@@ -84,26 +99,40 @@ func (t *Table) filled(s *blockedSet) bool {
 	return err == nil && s.identity == identity{table.handle, sets[s.name].handle}
 }
 
+// usable reports whether a set is one to be filled at all.
+func (t *Table) usable(s *blockedSet) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return s.problem == nil
+}
+
+// isCrowded reports whether a set lacks blocks because there was no room.
+func (t *Table) isCrowded(s *blockedSet) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return s.crowded
+}
+
 // perQuestion is how many elements the kernel is asked for at once.
 const perQuestion = 500
 
-// missing returns those of prefixes that a set lacks, by asking the kernel for
+// missing returns those of blocks that a set lacks, by asking the kernel for
 // each one.
-func (t *Table) missing(ctx context.Context, s *blockedSet, prefixes iter.Seq[netip.Prefix]) (missing []netip.Prefix, err error) {
+func (t *Table) missing(ctx context.Context, s *blockedSet, blocks iter.Seq[Block]) (missing []Block, err error) {
 	c, err := dial()
 	if err != nil {
 		return nil, err
 	}
 	defer c.close()
 	var ask batch
-	part := make([]netip.Prefix, 0, perQuestion)
+	part := make([]Block, 0, perQuestion)
 	question := func() error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		ask.questions(byte(t.at.Family), t.at.Name)
-		for _, p := range part {
-			ask.message(unix.NFT_MSG_GETSETELEM, 0, s.name, func(b []byte) []byte { return appendKey(b, p.Addr()) })
+		for _, b := range part {
+			ask.message(unix.NFT_MSG_GETSETELEM, 0, s.name, func(buf []byte) []byte { return appendKey(buf, b.Prefix.Addr()) })
 		}
 		there, err := c.ask(&ask)
 		for i, ok := range there {
@@ -114,8 +143,8 @@ func (t *Table) missing(ctx context.Context, s *blockedSet, prefixes iter.Seq[ne
 		part = part[:0]
 		return err
 	}
-	for p := range prefixes {
-		if part = append(part, p); len(part) == perQuestion {
+	for b := range blocks {
+		if part = append(part, b); len(part) == perQuestion {
 			if err := question(); err != nil {
 				return nil, fmt.Errorf("ask for elements of %s: %w", s.name, err)
 			}
@@ -166,41 +195,36 @@ func (c *conn) ask(b *batch) (there []bool, err error) {
 	return there, nil
 }
 
-// compareElements tells state how the sets differ from it.
-func (t *Table) compareElements(ctx context.Context, state State) {
-	missing, added, err := t.Compare(ctx, state.Blocks())
-	if err == nil && len(missing) > 0 {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(settle):
-		}
-		missing, err = t.stillMissing(ctx, missing)
+// compareElements compares the sets with state, twice where they differ.
+func (t *Table) compareElements(ctx context.Context, state State) (c comparison) {
+	start := time.Now()
+	defer func() { c.took = time.Since(start) }()
+	c = t.differences(ctx, state.Blocks())
+	if c.err != nil || len(c.missing)+len(c.added) == 0 {
+		return c
 	}
-	if err != nil {
-		if ctx.Err() == nil {
-			t.log.Error("the elements cannot be compared", "table", t.String(), "error", err)
-		}
-		return
+	select {
+	case <-ctx.Done():
+		c.err = ctx.Err()
+		return c
+	case <-time.After(settle):
 	}
-	for _, b := range added {
-		state.Added(b)
-	}
-	for _, p := range missing {
-		state.Removed(p)
-	}
-	t.log.Info("elements compared", "table", t.String(), "added", len(added), "deleted", len(missing))
+	missing, _, err := t.sort(ctx, c.missing)
+	_, added, err2 := t.sort(ctx, c.added)
+	c.missing, c.added, c.err = missing, added, errors.Join(err, err2)
+	return c
 }
 
-// stillMissing returns those of prefixes that sets that are filled lack.
-func (t *Table) stillMissing(ctx context.Context, prefixes []netip.Prefix) (still []netip.Prefix, err error) {
+// sort tells those of blocks that sets that are filled lack from those that
+// they have.
+func (t *Table) sort(ctx context.Context, blocks []Block) (lacking, present []Block, err error) {
 	for family, s := range t.sets {
 		if !t.filled(s) {
 			continue
 		}
-		ofFamily := func(yield func(netip.Prefix) bool) {
-			for _, p := range prefixes {
-				if familyOf(p) == family && !yield(p) {
+		ofFamily := func(yield func(Block) bool) {
+			for _, b := range blocks {
+				if familyOf(b.Prefix) == family && !yield(b) {
 					return
 				}
 			}
@@ -210,9 +234,18 @@ func (t *Table) stillMissing(ctx context.Context, prefixes []netip.Prefix) (stil
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		still = append(still, missing...)
+		gone := make(map[netip.Prefix]bool, len(missing))
+		for _, b := range missing {
+			gone[b.Prefix] = true
+		}
+		lacking = append(lacking, missing...)
+		for b := range ofFamily {
+			if !gone[b.Prefix] {
+				present = append(present, b)
+			}
+		}
 	}
-	return slices.Clip(still), nil
+	return lacking, present, nil
 }

@@ -320,7 +320,7 @@ func (t *Table) sameRules(rules []*nftables.Rule) (bool, error) {
 // samePorts reports whether the set that belongs to a rule holds our ports.
 func (t *Table) samePorts(set string) (bool, error) {
 	var have [][]byte
-	if _, err := readElements(t.at, set, 0, func(e element) { have = append(have, e.key) }); err != nil {
+	if _, err := readElements(context.Background(), t.at, set, 0, func(e element) { have = append(have, e.key) }); err != nil {
 		if errors.Is(err, unix.ENOENT) {
 			return false, nil // replaced just now
 		}
@@ -418,6 +418,8 @@ func (t *Table) mend(l layout, f fault, first bool) error {
 			return t.queueMend(c, layout{}, fault{chain: true, rules: true, sets: anew})
 		})
 	}
+	// That may have changed nothing.
+	t.conn.vague = true
 	if err != nil {
 		// What is there already, or not any more, the next look shows.
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || temporary(err) {
@@ -444,7 +446,7 @@ func (t *Table) keep(l layout, anew []setWanted) (kept [2][]change) {
 			if !ok || w.Name != s.name || have.keyType != w.KeyType.GetNFTMagic() || have.flags&^unix.NFT_SET_EVAL != unix.NFT_SET_TIMEOUT {
 				continue
 			}
-			_, err := readElements(t.at, s.name, 0, func(e element) {
+			_, err := readElements(context.Background(), t.at, s.name, 0, func(e element) {
 				if b, ok := e.block(time.Time{}); ok {
 					kept[i] = append(kept[i], change{key: b.Prefix.Addr(), timeout: e.expires, comment: e.comment})
 				}

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/netip"
@@ -65,7 +66,7 @@ func List(table, name string) (*Set, error) {
 			s.Flags = append(s.Flags, flag.name)
 		}
 	}
-	if _, err := readElements(at, name, 0, func(e element) {
+	if _, err := readElements(context.Background(), at, name, 0, func(e element) {
 		if addr, ok := netip.AddrFromSlice(e.key); ok {
 			s.Elements = append(s.Elements, Element{addr, e.timeout, e.expires, e.comment})
 		}

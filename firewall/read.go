@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +16,11 @@ import (
 // get asks for objects: kind is one of the NFT_MSG_GET…, and the names say of
 // which table, and of which set of it. The answers are message bodies.
 func get(family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, names ...string) iter.Seq2[[]byte, error] {
+	return getUntil(context.Background(), family, kind, flags, names...)
+}
+
+// getUntil is get, which ends with an error when ctx is done.
+func getUntil(ctx context.Context, family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, names ...string) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		nl, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{MessageBufferSize: 1 << 16})
 		if err != nil {
@@ -26,6 +32,7 @@ func get(family nftables.TableFamily, kind uint16, flags netlink.HeaderFlags, na
 			yield(nil, fmt.Errorf("netlink: %w", err))
 			return
 		}
+		defer context.AfterFunc(ctx, func() { nl.SetDeadline(time.Unix(1, 0)) })()
 		body := []byte{byte(family), unix.NFNETLINK_V0, 0, 0}
 		for i, name := range names {
 			// NFTA_TABLE_NAME, NFTA_SET_TABLE and
@@ -193,12 +200,12 @@ const (
 // second for 100,000, a minute for a million. A set of that size is read once.
 // With limit, other than 0, reading ends after that time; it reports whether it
 // was complete.
-func readElements(at *nftables.Table, set string, limit time.Duration, f func(element)) (complete bool, err error) {
+func readElements(ctx context.Context, at *nftables.Table, set string, limit time.Duration, f func(element)) (complete bool, err error) {
 	seen := map[[16]byte]struct{}{}
 	start := time.Now()
 	for range passes {
 		news := false
-		for body, err := range get(at.Family, unix.NFT_MSG_GETSETELEM, netlink.Dump, at.Name, set) {
+		for body, err := range getUntil(ctx, at.Family, unix.NFT_MSG_GETSETELEM, netlink.Dump, at.Name, set) {
 			if err != nil {
 				return false, fmt.Errorf("list set %s: %w", set, err)
 			}
@@ -228,9 +235,9 @@ func readElements(at *nftables.Table, set string, limit time.Duration, f func(el
 
 // readBlocks returns the elements of a set of blocked addresses, those that
 // could be read within limit.
-func readBlocks(at *nftables.Table, set string, limit time.Duration) (blocks []Block, complete bool, err error) {
+func readBlocks(ctx context.Context, at *nftables.Table, set string, limit time.Duration) (blocks []Block, complete bool, err error) {
 	now := time.Now()
-	complete, err = readElements(at, set, limit, func(e element) {
+	complete, err = readElements(ctx, at, set, limit, func(e element) {
 		if b, ok := e.block(now); ok {
 			blocks = append(blocks, b)
 		}

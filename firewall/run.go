@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -20,57 +21,51 @@ import (
 // notifications can no longer be received. It may run once.
 func (t *Table) Run(ctx context.Context, state State) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	transactions := make(chan transaction, 16)
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		t.listener.run(ctx.Done(), transactions)
-	}()
+	w := &watch{
+		t: t, state: state,
+		// Who keeps changing the table is answered ten times a second, and
+		// no more often.
+		often:    rate.NewLimiter(rate.Every(100*time.Millisecond), 20),
+		compared: make(chan comparison, 1),
+	}
+	var others sync.WaitGroup
+	others.Go(func() { t.listener.run(ctx.Done(), transactions) })
 	defer func() {
+		cancel()
 		// Wakes the listener, which sees that ctx is done.
 		t.listener.nl.SetReadDeadline(time.Unix(1, 0))
-		<-stopped
-	}()
-
-	// Who keeps changing the table is answered ten times a second, and no
-	// more often; elements are compared every ten seconds at most.
-	often := rate.NewLimiter(rate.Every(100*time.Millisecond), 20)
-	var compare <-chan time.Time
-	var compared time.Time
-	compareSoon := func() {
-		if compare == nil {
-			compare = time.After(max(0, time.Until(compared.Add(compareEvery))))
+		others.Wait()
+		if w.stopComparing != nil {
+			w.stopComparing()
+			<-w.compared
 		}
-	}
+	}()
 	for {
+		var tx transaction
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-compare:
-			t.compareElements(ctx, state)
-			compare, compared = nil, time.Now()
+		case <-w.compare:
+			w.startComparing(ctx)
+			continue
+		case c := <-w.compared:
+			w.finishComparing(ctx, c)
 			continue
 		case <-t.wake:
 			t.checkStructure()
-		case tx := <-transactions:
-			if tx.err != nil {
-				return tx.err
+		case tx = <-transactions:
+		}
+		// What is put back is what state has when it knows all that was heard.
+		for heard := true; heard; {
+			if err := w.heard(ctx, tx); err != nil {
+				return err
 			}
-			if tx.lost {
-				t.log.Warn("notifications of changes were lost: all elements will be compared", "table", t.String())
-				compareSoon()
+			select {
+			case tx = <-transactions:
+			default:
+				heard = false
 			}
-			if tx.structure || tx.lost {
-				if often.Wait(ctx) != nil {
-					return nil
-				}
-				if tx.structure && t.cfg.Rules {
-					t.log.Info("the table was changed", "table", t.String(), "by", tx.by)
-				}
-				t.checkStructure()
-			}
-			t.tell(ctx, tx, state)
 		}
 		missed, err := t.restore(ctx, state)
 		if err != nil {
@@ -81,7 +76,7 @@ func (t *Table) Run(ctx context.Context, state State) error {
 			return err
 		}
 		if missed || more {
-			compareSoon()
+			w.compareSoon()
 		}
 	}
 }
@@ -92,6 +87,81 @@ const (
 	// tryAgain is after how long that is tried again which failed.
 	tryAgain = time.Second
 )
+
+// A watch is what Run has to remember.
+type watch struct {
+	t     *Table
+	state State
+	often *rate.Limiter
+
+	compare       <-chan time.Time // when it is time to compare; nil: it need not be done
+	notBefore     time.Time
+	stopComparing context.CancelFunc // nil: no comparison is under way
+	compared      chan comparison
+}
+
+// heard deals with a transaction, which may be an empty one. Its error means
+// that the listener has failed.
+func (w *watch) heard(ctx context.Context, tx transaction) error {
+	t := w.t
+	if tx.err != nil {
+		return tx.err
+	}
+	if tx.lost {
+		t.log.Warn("notifications of changes were lost: all elements will be compared", "table", t.String())
+		w.compareSoon()
+	}
+	if tx.structure || tx.lost {
+		if w.often.Wait(ctx) != nil {
+			return nil
+		}
+		if tx.structure && t.cfg.Rules {
+			t.log.Info("the table was changed", "table", t.String(), "by", tx.by)
+		}
+		t.checkStructure()
+	}
+	t.tell(ctx, tx, w.state)
+	return nil
+}
+
+// compareSoon has all elements compared, when it is time.
+func (w *watch) compareSoon() {
+	if w.compare == nil {
+		w.compare = time.After(max(0, time.Until(w.notBefore)))
+	}
+}
+
+// startComparing compares all elements, beside all else that Run does.
+func (w *watch) startComparing(ctx context.Context) {
+	w.compare = nil
+	if w.stopComparing != nil {
+		w.notBefore = time.Now().Add(tryAgain)
+		w.compareSoon()
+		return
+	}
+	ctx, w.stopComparing = context.WithCancel(ctx)
+	go func() { w.compared <- w.t.compareElements(ctx, w.state) }()
+}
+
+// finishComparing tells state what a comparison found.
+func (w *watch) finishComparing(ctx context.Context, c comparison) {
+	w.stopComparing()
+	w.stopComparing = nil
+	// A set that takes long is not compared all the time.
+	w.notBefore = time.Now().Add(max(compareEvery, 10*c.took))
+	t := w.t
+	if c.err != nil || c.partial {
+		w.compareSoon()
+	}
+	if c.err != nil {
+		if ctx.Err() == nil {
+			t.log.Error("the elements cannot be compared", "table", t.String(), "error", c.err)
+		}
+		return
+	}
+	w.state.Compared(c.missing, c.added)
+	t.log.Info("elements compared", "table", t.String(), "added", len(c.added), "deleted", len(c.missing), "took", c.took.Round(time.Millisecond))
+}
 
 // poke wakes Run, which then looks at the table and fills what is stale.
 func (t *Table) poke() {
@@ -113,42 +183,63 @@ func (t *Table) checkStructure() {
 
 // tell tells state of elements that somebody added or deleted.
 func (t *Table) tell(ctx context.Context, tx transaction, state State) {
-	for _, change := range tx.elements {
-		i := slices.IndexFunc(t.sets[:], func(s *blockedSet) bool { return s.name == change.set })
-		if i < 0 {
-			continue
+	for _, s := range t.sets {
+		var added, removed []Block
+		for _, change := range tx.elements {
+			if change.set != s.name {
+				continue
+			}
+			for _, e := range change.elements {
+				b, ok := e.block(change.at)
+				switch {
+				case !ok:
+				case !change.added:
+					removed = append(removed, b)
+				case t.widen(ctx, s, e, b):
+					added = append(added, b)
+				}
+			}
 		}
-		for _, e := range change.elements {
-			b, ok := e.block(change.at)
-			if !ok {
-				continue
+		if len(removed) > 0 {
+			// Somebody may have blocked it again by now, we perhaps.
+			gone, err := t.missing(ctx, s, slices.Values(removed))
+			if err != nil {
+				gone = removed
 			}
-			if !change.added {
-				state.Removed(b.Prefix)
-				continue
+			prefixes := make([]netip.Prefix, len(gone))
+			for i, b := range gone {
+				prefixes[i] = b.Prefix
 			}
-			state.Added(b)
-			t.widen(ctx, t.sets[i], e, b)
+			state.Removed(prefixes...)
+		}
+		if len(added) > 0 {
+			state.Added(added...)
 		}
 	}
 }
 
 // widen replaces an element that somebody added to blocked6 for a single
-// address, which no packet would ever match, by its /64.
-func (t *Table) widen(ctx context.Context, s *blockedSet, e element, b Block) {
+// address, which no packet would ever match, by its /64, and reports whether
+// there is anything new in that.
+func (t *Table) widen(ctx context.Context, s *blockedSet, e element, b Block) (news bool) {
 	addr, _ := netip.AddrFromSlice(e.key)
 	if addr == b.Prefix.Addr() {
-		return
+		return true
 	}
-	err := t.apply(ctx, s, renew, []change{{key: b.Prefix.Addr(), timeout: e.expires, comment: e.comment}})
+	missing, err := t.missing(ctx, s, slices.Values([]Block{b}))
+	news = err != nil || len(missing) > 0
+	if err == nil && news {
+		err = t.apply(ctx, s, renew, []change{{key: b.Prefix.Addr(), timeout: e.expires, comment: e.comment}})
+	}
 	if err == nil {
 		err = t.apply(ctx, s, remove, []change{{key: addr}})
 	}
 	if err != nil {
 		t.log.Error("an address was added that should stand for its network", "network", b.Prefix, "error", err)
-		return
+		return news
 	}
 	t.log.Info("an address was added, and stands for its network", "set", s.name, "address", addr, "network", b.Prefix)
+	return news
 }
 
 // restore fills the sets that are stale, and reports whether changes may have
@@ -232,6 +323,8 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 			}
 		}
 	}
+	t.unblocked = map[netip.Addr]bool{}
+	defer func() { t.unblocked = nil }()
 	start := time.Now()
 	now := start
 	transactions := 0
@@ -240,14 +333,12 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 		if f == nil {
 			continue
 		}
-		c, err := changeTo(&b, now)
+		c, inForce, err := changeTo(&b, now)
 		if err != nil {
 			t.log.Error("a block that cannot be restored", "error", err)
 			continue
 		}
-		if b.Expires.IsZero() {
-			c.timeout = 0
-		} else if c.timeout <= 0 {
+		if !inForce {
 			continue
 		}
 		f.todo = append(f.todo, c)
@@ -271,6 +362,7 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 			t.add(ctx, f)
 		}
 	}
+	t.unblockAgain(ctx)
 	if ctx.Err() != nil {
 		return false, missed
 	}
@@ -285,13 +377,31 @@ func (t *Table) refill(ctx context.Context, state State) (again, missed bool) {
 			time.AfterFunc(tryAgain, t.poke)
 			continue
 		}
-		f.set.stale = false
+		f.set.stale, f.set.crowded = false, f.full > 0
 		if f.n > 0 {
 			t.log.Info("elements restored", "table", t.String(), "set", f.set.name,
 				"restored", f.n, "no_room", f.full, "took", time.Since(start))
 		}
 	}
 	return again, missed
+}
+
+// unblockAgain removes what was removed since refill began, as refill may have
+// put it back.
+func (t *Table) unblockAgain(ctx context.Context) {
+	for _, s := range t.sets {
+		var todo []change
+		for key := range t.unblocked {
+			if key.Is6() == s.v6 {
+				todo = append(todo, change{key: key})
+			}
+		}
+		for part := range slices.Chunk(todo, perTransaction) {
+			if _, err := t.applyLocked(ctx, s, remove, part); err != nil && ctx.Err() == nil {
+				t.log.Error("elements that were removed may be back", "set", s.name, "error", err)
+			}
+		}
+	}
 }
 
 // lookAfterOthers puts the table right if others changed something since the

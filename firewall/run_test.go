@@ -49,18 +49,29 @@ func (m *memory) Blocks() iter.Seq[Block] {
 	}
 }
 
-func (m *memory) Added(b Block) {
+func (m *memory) Added(blocks ...Block) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.blocks[b.Prefix] = b
-	m.told = append(m.told, "added "+b.Prefix.String())
+	for _, b := range blocks {
+		m.blocks[b.Prefix] = b
+		m.told = append(m.told, "added "+b.Prefix.String())
+	}
 }
 
-func (m *memory) Removed(p netip.Prefix) {
+func (m *memory) Removed(prefixes ...netip.Prefix) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.blocks, p)
-	m.told = append(m.told, "removed "+p.String())
+	for _, p := range prefixes {
+		delete(m.blocks, p)
+		m.told = append(m.told, "removed "+p.String())
+	}
+}
+
+func (m *memory) Compared(missing, added []Block) {
+	for _, b := range missing {
+		m.Removed(b.Prefix)
+	}
+	m.Added(added...)
 }
 
 func (m *memory) has(p string) (Block, bool) {
@@ -109,7 +120,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // count returns how many elements there are; -1 if a set is missing.
 func count(t testing.TB, table *Table) int {
 	t.Helper()
-	all, err := table.Elements()
+	all, err := table.Elements(t.Context())
 	if errors.Is(err, unix.ENOENT) {
 		return -1
 	}
@@ -535,8 +546,8 @@ func TestFlushOf200000(t *testing.T) {
 			return table.sets[0].identity.table == now.handle && !table.anyStale()
 		})
 		elements = time.Since(flushed)
-		if missing, added, err := table.Compare(t.Context(), slices.Values(blocks)); err != nil || len(missing)+len(added) > 0 {
-			t.Errorf("%d elements are missing, %d too many, %v", len(missing), len(added), err)
+		if c := table.differences(t.Context(), slices.Values(blocks)); c.err != nil || c.partial || len(c.missing)+len(c.added) > 0 {
+			t.Errorf("%d elements are missing, %d too many, partial %v, %v", len(c.missing), len(c.added), c.partial, c.err)
 		}
 		cancel()
 		if err := <-done; err != nil {
@@ -589,22 +600,50 @@ func rawInsertion(t testing.TB, cfg Config, blocks []Block) time.Duration {
 func TestCompare(t *testing.T) {
 	table, _ := open(t, testConfig())
 	blocks := some(3000)
-	if missing, added, err := table.Compare(t.Context(), slices.Values(blocks)); err != nil || len(missing)+len(added) > 0 {
-		t.Errorf("sets that are to be filled: %d missing, %d added, %v", len(missing), len(added), err)
+	if c := table.differences(t.Context(), slices.Values(blocks)); c.err != nil || !c.partial || len(c.missing)+len(c.added) > 0 {
+		t.Errorf("sets that are to be filled: %+v", c)
 	}
 	run(t, table, newMemory())
 	filled(t, table)
 	commit(t, table, blocks...)
 	nft(t, "add", "element", "inet", "rblnft", "blocked4", "{ 192.0.2.1 timeout 1h }")
-	gone := []netip.Prefix{blocks[2000].Prefix, blocks[2003].Prefix}
-	if err := table.Remove(t.Context(), gone); err != nil {
+	gone := []Block{blocks[2000], blocks[2003]}
+	if err := table.Remove(t.Context(), []netip.Prefix{gone[0].Prefix, gone[1].Prefix}); err != nil {
 		t.Fatal(err)
 	}
-	missing, added, err := table.Compare(t.Context(), slices.Values(blocks))
-	if err != nil || !slices.Equal(missing, gone) || len(added) != 1 || added[0].Prefix.String() != "192.0.2.1/32" {
-		t.Errorf("missing %v, added %v, %v", missing, added, err)
+	c := table.differences(t.Context(), slices.Values(blocks))
+	if c.err != nil || c.partial || !slices.Equal(c.missing, gone) || len(c.added) != 1 || c.added[0].Prefix.String() != "192.0.2.1/32" {
+		t.Errorf("%+v", c)
 	}
-	if missing, err = table.stillMissing(t.Context(), append(gone, blocks[0].Prefix)); err != nil || !slices.Equal(missing, gone) {
-		t.Errorf("missing %v, %v", missing, err)
+	lacking, present, err := table.sort(t.Context(), append(gone, blocks[0]))
+	if err != nil || !slices.Equal(lacking, gone) || len(present) != 1 || present[0] != blocks[0] {
+		t.Errorf("lacking %v, present %v, %v", lacking, present, err)
 	}
+}
+
+// What is removed while sets are being filled stays removed, unless it is
+// blocked again.
+func TestRemovedDuringRestore(t *testing.T) {
+	table, _ := open(t, testConfig())
+	blocks := some(4000)
+	state := &disturbed{memory: newMemory(blocks...)}
+	var running sync.WaitGroup
+	state.do = func() {
+		// Removing waits for its turn, between two transactions.
+		running.Go(func() {
+			if err := table.Remove(t.Context(), []netip.Prefix{blocks[0].Prefix, blocks[3].Prefix, blocks[2998].Prefix, blocks[3998].Prefix, blocks[3999].Prefix}); err != nil {
+				t.Error(err)
+			}
+			commit(t, table, blocks[3998])
+		})
+		time.Sleep(50 * time.Millisecond)
+	}
+	run(t, table, state)
+	eventually(t, "all but four are there", func() bool { return count(t, table) == len(blocks)-4 })
+	running.Wait()
+	left := slices.DeleteFunc(slices.Clone(blocks), func(b Block) bool {
+		return slices.Contains([]netip.Prefix{blocks[0].Prefix, blocks[3].Prefix, blocks[2998].Prefix, blocks[3999].Prefix}, b.Prefix)
+	})
+	eventually(t, "four are not", func() bool { return count(t, table) == len(left) })
+	sameElements(t, table, left)
 }

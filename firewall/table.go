@@ -42,6 +42,9 @@ type Table struct {
 	allow []netip.Prefix
 	sets  [2]*blockedSet // IPv4, IPv6
 	mark  mark           // what others did is counted from
+	// unblocked are the elements that were removed, and not blocked again,
+	// while sets are being filled; nil: none are.
+	unblocked map[netip.Addr]bool
 	// isUnheard: the listener is not listening for a while.
 	isUnheard bool
 	// missed: others may have made changes that the listener did not hear of.
@@ -65,6 +68,8 @@ type blockedSet struct {
 	identity identity
 	// stale: the set was made anew since all blocks were last put into it.
 	stale bool
+	// crowded: when it was filled there was no room for all blocks.
+	crowded bool
 	// problem says why the set cannot be used; only where it is not ours.
 	problem error
 	// saidFull is when it was last logged that the set is full.
@@ -142,15 +147,25 @@ func (t *Table) String() string { return familyName(t.at.Family) + " " + t.at.Na
 // for this family, no more were tried; its text says of how many blocks.
 // Committing them again is harmless.
 func (t *Table) Commit(ctx context.Context, blocks []Block) error {
+	return t.block(ctx, blocks, false)
+}
+
+// Restore is Commit for blocks that were in force before: those that never
+// expire are put back too.
+func (t *Table) Restore(ctx context.Context, blocks []Block) error {
+	return t.block(ctx, blocks, true)
+}
+
+func (t *Table) block(ctx context.Context, blocks []Block, permanent bool) error {
 	var todo [2][]change
 	now := time.Now()
 	for i := range blocks {
 		b := &blocks[i]
-		c, err := changeTo(b, now)
+		c, inForce, err := changeTo(b, now)
 		if err != nil {
 			return err
 		}
-		if c.timeout <= 0 {
+		if !inForce || b.Expires.IsZero() && !permanent {
 			continue
 		}
 		f := familyOf(b.Prefix)
@@ -184,18 +199,28 @@ func (t *Table) Remove(ctx context.Context, prefixes []netip.Prefix) error {
 
 // Elements returns what the two sets of blocked addresses hold now. The kernel
 // may be changing them meanwhile. It needs a second for a set of 100,000
-// elements, but a minute for a million, of which it may not find all: see
-// [Table.Compare].
-func (t *Table) Elements() ([]Block, error) {
+// elements, but a minute for a million, of which it may not find all.
+func (t *Table) Elements(ctx context.Context) ([]Block, error) {
 	var all []Block
 	for _, s := range t.sets {
-		blocks, _, err := readBlocks(t.at, s.name, 0)
+		blocks, _, err := readBlocks(ctx, t.at, s.name, 0)
 		if err != nil && !(errors.Is(err, unix.ENOENT) && !t.cfg.Rules) {
 			return nil, fmt.Errorf("table %s: %w", t, err)
 		}
 		all = append(all, blocks...)
 	}
 	return all, nil
+}
+
+// ToBeFilled reports which of the two sets of blocked addresses, of IPv4 and
+// IPv6, Run fills with all blocks, now or as soon as it is there.
+func (t *Table) ToBeFilled() (sets [2]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, s := range t.sets {
+		sets[i] = s.stale || s.identity == identity{}
+	}
+	return sets
 }
 
 func familyOf(p netip.Prefix) int {
@@ -217,19 +242,21 @@ func checkPrefix(p netip.Prefix) error {
 // "timeout 1h", and not how long it took from the hit to the commit.
 const tick = 100 * time.Millisecond
 
-// changeTo returns what makes b's element. Its timeout is not positive if b
-// has expired, or never would.
-func changeTo(b *Block, now time.Time) (change, error) {
+// changeTo returns what makes b's element, and whether b is in force.
+func changeTo(b *Block, now time.Time) (c change, inForce bool, err error) {
 	if err := checkPrefix(b.Prefix); err != nil {
-		return change{}, fmt.Errorf("block: %w", err)
+		return change{}, false, fmt.Errorf("block: %w", err)
 	}
-	timeout := b.Expires.Sub(now)
-	if over := timeout % tick; over > 0 {
-		timeout += tick - over
-	}
-	c := change{key: b.Prefix.Addr(), timeout: timeout, comment: b.Zone}
+	c = change{key: b.Prefix.Addr(), comment: b.Zone}
 	if b.New {
 		c.known = absent
 	}
-	return c, nil
+	if b.Expires.IsZero() {
+		return c, true, nil
+	}
+	c.timeout = b.Expires.Sub(now)
+	if over := c.timeout % tick; over > 0 {
+		c.timeout += tick - over
+	}
+	return c, c.timeout > 0, nil
 }

@@ -196,10 +196,11 @@ type element struct {
 }
 
 // block is the block that the element of a set of blocked addresses stands
-// for. A key of the wrong length is no block.
+// for. A key of the wrong length is no block, nor is an element with a timeout
+// of which nothing is left.
 func (e element) block(now time.Time) (Block, bool) {
 	addr, ok := netip.AddrFromSlice(e.key)
-	if !ok || e.end {
+	if !ok || e.end || e.timeout > 0 && e.expires == 0 {
 		return Block{}, false
 	}
 	bits := 32

@@ -14,12 +14,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime/debug"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/google/nftables"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
@@ -94,17 +92,14 @@ func (d *daemon) run() (err error) {
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	d.book.Store(b)
-	isNew, err := newSets(d.cfg.table)
-	if err != nil {
-		return fail(err)
-	}
 	if d.table, err = firewall.Open(d.cfg.table, d.log); err != nil {
 		return fail(err)
 	}
 	defer d.table.Close()
 	d.keeper = book.NewKeeper(b, d.queue, d.table, d.log)
-	for family, fresh := range isNew {
-		if fresh {
+	filled := d.table.ToBeFilled()
+	for family, yes := range filled {
+		if yes {
 			b.LeaveToTable(family == 1)
 		}
 	}
@@ -116,7 +111,7 @@ func (d *daemon) run() (err error) {
 		defer stopWorking()
 		return d.keeper.Run(ctx)
 	})
-	if isNew != [2]bool{true, true} {
+	if filled != [2]bool{true, true} {
 		tasks.Go(func() error { return d.takeOver(ctx) })
 	}
 	tasks.Go(func() error { return d.notifier.Watchdog(ctx, d.alive) })
@@ -157,7 +152,7 @@ func (d *daemon) takeOver(ctx context.Context) error {
 	var err error
 	for range 5 {
 		unwanted, err = d.book.Load().TakeOver(func() ([]firewall.Block, error) {
-			all, err := d.table.Elements()
+			all, err := d.table.Elements(ctx)
 			elements = len(all)
 			return all, err
 		})
@@ -181,31 +176,6 @@ func (d *daemon) takeOver(ctx context.Context) error {
 		"blocked", blocked, "remembered", remembered, "took", time.Since(start).Round(time.Millisecond))
 	debug.FreeOSMemory()
 	return nil
-}
-
-// newSets reports which sets of blocked addresses, of IPv4 and IPv6, are not
-// there yet.
-func newSets(cfg firewall.Config) (isNew [2]bool, err error) {
-	c, err := nftables.New()
-	if err != nil {
-		return isNew, fmt.Errorf("netlink: %w", err)
-	}
-	families := map[string]nftables.TableFamily{
-		"inet": nftables.TableFamilyINet, "ip": nftables.TableFamilyIPv4, "ip6": nftables.TableFamilyIPv6,
-	}
-	words := strings.Fields(cfg.Table)
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: words[len(words)-1]}
-	if len(words) > 1 {
-		table.Family = families[words[0]]
-	}
-	for i, set := range []string{cfg.Blocked4, cfg.Blocked6} {
-		_, err := c.GetSetByName(table, set)
-		isNew[i] = errors.Is(err, syscall.ENOENT)
-		if err != nil && !isNew[i] {
-			return isNew, fmt.Errorf("table %s: set %s: %w", cfg.Table, set, err)
-		}
-	}
-	return isNew, nil
 }
 
 // reload reads the configuration again. What is wrong with it is said, and the

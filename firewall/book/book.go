@@ -66,7 +66,6 @@ type Outcome struct {
 	Returns  int           // how often it came back
 	Hits     int           // how many of Policy.Hits were seen
 	isNew    bool          // the kernel has no element of it, as far as is known
-	waits    bool          // its record is marked as waiting
 }
 
 // A record is what the book knows of one address. It has no pointer, so that a
@@ -81,9 +80,10 @@ type record struct {
 type flags uint8
 
 const (
-	live    flags = 1 << iota // counted as in force
-	waiting                   // the kernel has not been told yet
-	byHand                    // somebody else made it
+	live     flags = 1 << iota // counted as in force
+	waiting                    // the kernel has not been told yet
+	byHand                     // somebody else made it
+	underway                   // the kernel is being told
 )
 
 const forever = math.MaxInt64
@@ -250,9 +250,8 @@ func (b *Book) decide(o *Outcome) (e entry, changed bool) {
 			return e, false
 		}
 	}
-	o.waits = rec.flags&waiting != 0
 	rec.expires = o.Expires.UnixMilli()
-	rec.flags &^= byHand
+	rec.flags = rec.flags&^byHand | underway
 	return b.entryOf(k, b.put(k, rec, o.Zone)), true
 }
 
@@ -357,47 +356,131 @@ func (b *Book) chunks() iter.Seq[[]entry] {
 	}
 }
 
-// Added says that somebody else blocked an address, or changed for how long.
-func (b *Book) Added(block firewall.Block) {
+// Added says that somebody else blocked addresses, or changed for how long. An
+// address that is being blocked this very moment is left alone.
+func (b *Book) Added(blocks ...firewall.Block) {
 	b.writing.Lock()
 	defer b.writing.Unlock()
+	var entries []entry
+	var news []firewall.Block
+	b.inParts(len(blocks), func(i int) {
+		k := keyOf(blocks[i].Prefix)
+		if b.records[k.family][k.bits].flags&underway == 0 {
+			entries = append(entries, b.add(blocks[i]))
+			news = append(news, blocks[i])
+		}
+	})
+	b.journal.append(entries)
+	b.logByHand("blocked by hand", news)
+}
+
+func (b *Book) add(block firewall.Block) entry {
 	k := keyOf(block.Prefix)
-	b.mu.Lock()
 	rec := b.records[k.family][k.bits]
 	rec.expires = milli(block.Expires)
 	rec.flags = rec.flags&^waiting | byHand
-	e := b.entryOf(k, b.put(k, rec, block.Zone))
-	b.mu.Unlock()
-	b.journal.append([]entry{e})
-	b.log.Info("blocked by hand", "addr", block.Prefix, "zone", block.Zone, "expires", block.Expires)
+	return b.entryOf(k, b.put(k, rec, block.Zone))
 }
 
 // expiring is how much of its time an element may have left that the kernel
 // has let go already, or have had that the kernel still holds.
 const expiring = time.Second
 
-// Removed says that somebody else unblocked an address. It is forgotten, and
-// when it comes back it is not treated as one that was blocked before.
-func (b *Book) Removed(p netip.Prefix) {
+// Removed says that somebody else unblocked addresses. They are forgotten, and
+// when they come back they are not treated as ones that were blocked before. An
+// address that is being blocked this very moment stays.
+func (b *Book) Removed(prefixes ...netip.Prefix) {
 	b.writing.Lock()
 	defer b.writing.Unlock()
-	k := keyOf(p)
-	b.mu.Lock()
-	if b.removed != nil {
-		b.removed[k] = true
-	}
+	var gone []firewall.Block
+	b.inParts(len(prefixes), func(i int) {
+		k := keyOf(prefixes[i])
+		if b.removed != nil {
+			b.removed[k] = true
+		}
+		if b.records[k.family][k.bits].flags&underway == 0 {
+			gone = b.remove(gone, k)
+		}
+	})
+	b.forgotten(gone)
+}
+
+// remove forgets a block that is in force, which it appends to gone.
+func (b *Book) remove(gone []firewall.Block, k key) []firewall.Block {
 	rec, known := b.records[k.family][k.bits]
-	// What waits to be put into the kernel cannot have been deleted there.
-	ignore := !known || rec.flags&waiting != 0 || !rec.inForce(time.Now().Add(expiring).UnixMilli())
-	if !ignore {
-		b.drop(k)
+	if !known || !rec.inForce(time.Now().Add(expiring).UnixMilli()) {
+		return gone
 	}
-	b.mu.Unlock()
-	if ignore {
-		return
+	b.drop(k)
+	return append(gone, firewall.Block{Prefix: k.prefix()})
+}
+
+// forgotten writes down what was removed. It is called with writing held.
+func (b *Book) forgotten(gone []firewall.Block) {
+	entries := make([]entry, len(gone))
+	for i, block := range gone {
+		entries[i] = entry{key: keyOf(block.Prefix), deleted: true}
 	}
-	b.journal.append([]entry{{key: k, deleted: true}})
-	b.log.Info("unblocked by hand", "addr", p)
+	b.journal.append(entries)
+	b.logByHand("unblocked by hand", gone)
+}
+
+// Compared says how the kernel's sets differ from what Blocks yielded a while
+// ago. A block that a hit renewed since then, or of which the kernel is yet to
+// be told, is left alone, and so is an address that was unblocked meanwhile
+// because the allow list has it.
+func (b *Book) Compared(missing, added []firewall.Block) {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	var gone []firewall.Block
+	b.inParts(len(missing), func(i int) {
+		k := keyOf(missing[i].Prefix)
+		rec := b.records[k.family][k.bits]
+		if rec.flags&(waiting|underway) == 0 && rec.expires == milli(missing[i].Expires) {
+			gone = b.remove(gone, k)
+		}
+	})
+	b.forgotten(gone)
+	var entries []entry
+	var news []firewall.Block
+	now := time.Now().UnixMilli()
+	b.inParts(len(added), func(i int) {
+		k := keyOf(added[i].Prefix)
+		if !b.records[k.family][k.bits].inForce(now) && !b.allow.covers(added[i].Prefix) {
+			entries = append(entries, b.add(added[i]))
+			news = append(news, added[i])
+		}
+	})
+	b.journal.append(entries)
+	b.logByHand("blocked by hand", news)
+}
+
+// inParts calls do with 0 to n-1, with mu held but between two parts.
+func (b *Book) inParts(n int, do func(i int)) {
+	const part = 500
+	for i := 0; i < n; {
+		b.mu.Lock()
+		for end := min(i+part, n); i < end; i++ {
+			do(i)
+		}
+		b.mu.Unlock()
+	}
+}
+
+// logByHand logs what somebody did by hand, each for itself unless they are
+// many.
+func (b *Book) logByHand(message string, blocks []firewall.Block) {
+	const few = 20
+	for _, block := range blocks[:min(few, len(blocks))] {
+		if block.Zone == "" && block.Expires.IsZero() {
+			b.log.Info(message, "addr", block.Prefix)
+			continue
+		}
+		b.log.Info(message, "addr", block.Prefix, "zone", block.Zone, "expires", block.Expires)
+	}
+	if more := len(blocks) - few; more > 0 {
+		b.log.Info(message, "more", more)
+	}
 }
 
 // SetPolicy replaces the policy. The blocks that the new allow list does not

@@ -181,15 +181,62 @@ func TestAddedAndRemovedByHand(t *testing.T) {
 	}
 	// What the kernel let go is remembered.
 	b.Record([]intake.Report{report("192.0.2.2", now.Add(-time.Hour))})
+	b.committed([]key{keyOf(firewall.PrefixOf(netip.MustParseAddr("192.0.2.2")))})
 	b.Removed(netip.MustParsePrefix("192.0.2.2/32"))
 	if o := b.Record([]intake.Report{report("192.0.2.2", now)})[0]; o.Decision != Blocked || o.Returns != 1 {
 		t.Errorf("expired, removed by the kernel, back again: %s, return %d", o.Decision, o.Returns)
 	}
-	// What waits for being committed is not in the kernel to be removed.
+	// A hit of this very moment outweighs what somebody did a moment ago.
+	has := func() bool { _, ok := state(b)["192.0.2.1/32"]; return ok }
+	b.Removed(one)
+	if !has() {
+		t.Error("a block of which the kernel is being told was removed")
+	}
+	// In the midst of a batch that did not fit may be one that did.
 	b.setWaiting([]key{keyOf(one)})
 	b.Removed(one)
-	if _, ok := state(b)["192.0.2.1/32"]; !ok {
-		t.Error("a block that waits was removed")
+	if has() {
+		t.Error("a block that waits was not removed")
+	}
+}
+
+// What a comparison finds may be old by then.
+func TestCompared(t *testing.T) {
+	now := time.Now().Truncate(time.Millisecond)
+	b := New(testPolicy(), discard())
+	one := firewall.PrefixOf(netip.MustParseAddr("192.0.2.1"))
+	hit := func(at time.Time) firewall.Block {
+		b.Record([]intake.Report{report("192.0.2.1", at)})
+		return state(b)["192.0.2.1/32"]
+	}
+	has := func() bool { _, ok := state(b)["192.0.2.1/32"]; return ok }
+	seen := hit(now)
+	if b.Compared([]firewall.Block{seen}, nil); !has() {
+		t.Error("missing, as the kernel was being told: forgotten")
+	}
+	b.setWaiting([]key{keyOf(one)})
+	if b.Compared([]firewall.Block{seen}, nil); !has() {
+		t.Error("missing, as it was waiting: forgotten")
+	}
+	b.committed([]key{keyOf(one)})
+	later := hit(now.Add(time.Second))
+	b.committed([]key{keyOf(one)})
+	if b.Compared([]firewall.Block{seen}, nil); !has() {
+		t.Error("missing, but renewed since: forgotten")
+	}
+	// Somebody's element that the book has for longer by now.
+	b.Compared(nil, []firewall.Block{{Prefix: one, Expires: now.Add(time.Minute)}})
+	if got := state(b)["192.0.2.1/32"]; got != later {
+		t.Errorf("got %+v, want %+v", got, later)
+	}
+	if b.Compared([]firewall.Block{later}, nil); has() {
+		t.Error("deleted unheard: still in force")
+	}
+	allowed := firewall.Block{Prefix: firewall.PrefixOf(netip.MustParseAddr("10.0.0.1")), Expires: now.Add(time.Hour)}
+	added := firewall.Block{Prefix: firewall.PrefixOf(netip.MustParseAddr("192.0.2.9")), Expires: now.Add(time.Hour), Zone: "by hand"}
+	b.Compared(nil, []firewall.Block{allowed, added})
+	if got := state(b); len(got) != 1 || got["192.0.2.9/32"] != added {
+		t.Errorf("in force: %v", got)
 	}
 }
 

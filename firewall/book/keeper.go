@@ -18,6 +18,7 @@ import (
 // A Table is where addresses are blocked: a [firewall.Table].
 type Table interface {
 	Commit(context.Context, []firewall.Block) error
+	Restore(context.Context, []firewall.Block) error
 	Remove(context.Context, []netip.Prefix) error
 }
 
@@ -60,7 +61,6 @@ type lane struct {
 	outcomes []*Outcome
 	blocks   []firewall.Block
 	keys     []key
-	waits    []key // those that are marked as waiting
 
 	backlog   []key // waiting to be committed, the last one first
 	full      []key // did not fit; for the backlog when it is time
@@ -198,16 +198,13 @@ func (k *Keeper) commit(ctx context.Context, outcomes []Outcome) {
 }
 
 func (l *lane) clear() {
-	l.outcomes, l.blocks, l.keys, l.waits = l.outcomes[:0], l.blocks[:0], l.keys[:0], l.waits[:0]
+	l.outcomes, l.blocks, l.keys = l.outcomes[:0], l.blocks[:0], l.keys[:0]
 }
 
 func (l *lane) add(o *Outcome) {
 	l.outcomes = append(l.outcomes, o)
 	l.blocks = append(l.blocks, firewall.Block{Prefix: o.Prefix, Expires: o.Expires, Zone: o.Zone, New: o.isNew})
 	l.keys = append(l.keys, keyOf(o.Prefix))
-	if o.waits {
-		l.waits = append(l.waits, keyOf(o.Prefix))
-	}
 }
 
 func (k *Keeper) commitFamily(ctx context.Context, l *lane, batch int) {
@@ -217,7 +214,7 @@ func (k *Keeper) commitFamily(ctx context.Context, l *lane, batch int) {
 	var err error
 	if !time.Now().Before(l.notBefore) {
 		if err = k.table.Commit(ctx, l.blocks); err == nil {
-			k.book.committed(l.waits)
+			k.book.committed(l.keys)
 			k.succeeded(l)
 			k.logHits(l.outcomes, batch)
 			return
@@ -245,6 +242,9 @@ func (k *Keeper) postpone(l *lane, keys []key, err error) {
 			time.AfterFunc(fullPause, k.poke)
 		}
 		l.full = append(l.full, keys...)
+		if len(l.backlog) > 0 {
+			k.poke()
+		}
 		return
 	}
 	l.backlog = append(l.backlog, keys...)
@@ -364,10 +364,11 @@ func (k *Keeper) catchUpFamily(ctx context.Context, l *lane) {
 	chunk := l.backlog[rest:]
 	l.backlog = l.backlog[:rest:rest]
 	if blocks := k.book.due(chunk); len(blocks) > 0 {
-		if err := k.table.Commit(ctx, blocks); err != nil {
+		if err := k.table.Restore(ctx, blocks); err != nil {
 			k.postpone(l, chunk, err)
 			return
 		}
+		k.book.committed(chunk)
 		k.succeeded(l)
 	}
 	if rest > 0 {
@@ -454,11 +455,15 @@ func (b *Book) setWaiting(keys []key) (marked []key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, k := range keys {
-		if rec, known := b.records[k.family][k.bits]; known && rec.flags&waiting == 0 {
-			rec.flags |= waiting
-			b.records[k.family][k.bits] = rec
+		rec, known := b.records[k.family][k.bits]
+		if !known {
+			continue
+		}
+		if rec.flags&waiting == 0 {
 			marked = append(marked, k)
 		}
+		rec.flags = rec.flags&^underway | waiting
+		b.records[k.family][k.bits] = rec
 	}
 	return marked
 }
@@ -470,20 +475,20 @@ func (b *Book) isBlocked(addr netip.Addr) bool {
 	return b.blocks(addr, time.Now().UnixMilli())
 }
 
-// committed takes the mark of waiting from records.
+// committed takes the marks from records of which the kernel has been told.
 func (b *Book) committed(keys []key) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, k := range keys {
-		if rec, known := b.records[k.family][k.bits]; known && rec.flags&waiting != 0 {
-			rec.flags &^= waiting
+		if rec, known := b.records[k.family][k.bits]; known && rec.flags&(waiting|underway) != 0 {
+			rec.flags &^= waiting | underway
 			b.records[k.family][k.bits] = rec
 		}
 	}
 }
 
-// due returns those blocks that are in force and marked as waiting, and takes
-// the mark from them: they are about to be committed.
+// due returns those blocks that are in force and marked as waiting: the kernel
+// is about to be told of them.
 func (b *Book) due(keys []key) (blocks []firewall.Block) {
 	now := time.Now().UnixMilli()
 	b.mu.Lock()
@@ -494,11 +499,12 @@ func (b *Book) due(keys []key) (blocks []firewall.Block) {
 			continue
 		}
 		rec.flags &^= waiting
-		b.records[k.family][k.bits] = rec
-		if rec.inForce(now) && rec.expires != forever {
+		if rec.inForce(now) {
+			rec.flags |= underway
 			e := b.entryOf(k, rec)
 			blocks = append(blocks, e.block())
 		}
+		b.records[k.family][k.bits] = rec
 	}
 	return blocks
 }

@@ -41,6 +41,14 @@ func (u *unreliable) Commit(ctx context.Context, blocks []firewall.Block) error 
 	return err
 }
 
+func (u *unreliable) Restore(ctx context.Context, blocks []firewall.Block) error {
+	u.commits.Add(1)
+	if u.fails.Add(-1) >= 0 {
+		return errBroken
+	}
+	return u.Table.Restore(ctx, blocks)
+}
+
 func (u *unreliable) Remove(ctx context.Context, prefixes []netip.Prefix) error {
 	if u.fails.Add(-1) >= 0 {
 		return errBroken
@@ -71,7 +79,7 @@ func keepIn(t *testing.T, b *Book, cfg firewall.Config) *household {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { table.Close() })
-	old, err := table.Elements()
+	old, err := table.Elements(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +108,7 @@ func keepIn(t *testing.T, b *Book, cfg firewall.Config) *household {
 // elements are what the kernel's sets hold.
 func (h *household) elements() map[string]firewall.Block {
 	h.t.Helper()
-	blocks, err := h.table.Elements()
+	blocks, err := h.table.Elements(context.Background())
 	if err != nil {
 		h.t.Fatal(err)
 	}

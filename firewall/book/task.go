@@ -213,8 +213,8 @@ func (b *Book) takeOver(e firewall.Block, slack time.Duration) (news entry, ok b
 	return b.entryOf(k, b.put(k, rec, e.Zone)), true
 }
 
-// LeaveToTable says that the kernel's set of a family is new, so that the table
-// fills it with all blocks ([firewall.Table.Run]) and none waits.
+// LeaveToTable says that the table fills the kernel's set of a family with all
+// blocks ([firewall.Table.ToBeFilled]), so that none waits.
 func (b *Book) LeaveToTable(v6 bool) {
 	var keys []key
 	for _, k := range b.waiting() {
