@@ -14,10 +14,12 @@ import (
 type Queue struct {
 	renews func([]Report) []bool
 	size   int
+	few    int // so many are taken at once, in the order of their coming, whatever they are
 
 	mu       sync.Mutex
 	fresh    ring // oldest first
 	renewals ring
+	unsorted bool // whether those that wait renew a block is not known
 	closed   bool
 	dropped  uint64
 	seq      uint64
@@ -31,7 +33,7 @@ const QueueSize = 1 << 16
 // which of the hits are of addresses that are blocked already; it must not wait
 // for netlink or a disk.
 func NewQueue(size int, renews func([]Report) []bool) *Queue {
-	return &Queue{renews: renews, size: size, ready: make(chan struct{}, 1)}
+	return &Queue{renews: renews, size: size, few: min(1024, size/8), ready: make(chan struct{}, 1)}
 }
 
 type queued struct {
@@ -44,13 +46,30 @@ func (q *Queue) Put(reports ...Report) {
 	if len(reports) == 0 {
 		return
 	}
-	renews := q.renews(reports)
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	defer q.signal()
+	if q.fresh.n+q.renewals.n+len(reports) <= q.few {
+		q.unsorted = true
+		for i := range reports {
+			q.put(&reports[i], false)
+		}
+		return
+	}
+	if q.unsorted {
+		waiting := make([]Report, q.fresh.n+q.renewals.n)
+		q.takeLast(waiting)
+		q.unsorted = false
+		q.putSorted(waiting)
+	}
+	q.putSorted(reports)
+}
+
+func (q *Queue) putSorted(reports []Report) {
+	renews := q.renews(reports)
 	for i := range reports {
 		q.put(&reports[i], renews[i])
 	}
-	q.signal()
 }
 
 func (q *Queue) put(r *Report, renews bool) {
@@ -90,6 +109,16 @@ func (q *Queue) Take(ctx context.Context, wake <-chan struct{}, room []Report) (
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	n = q.takeLast(room)
+	left := q.fresh.n + q.renewals.n
+	if left > 0 || q.closed {
+		q.signal()
+	}
+	return n, !q.closed || left > 0
+}
+
+// takeLast is Take, of what is there.
+func (q *Queue) takeLast(room []Report) (n int) {
 	renewals := min(len(room), q.renewals.n)
 	fresh := min(len(room)-renewals, q.fresh.n)
 	for i, j := renewals, fresh; i > 0 || j > 0; n++ {
@@ -104,11 +133,7 @@ func (q *Queue) Take(ctx context.Context, wake <-chan struct{}, room []Report) (
 	}
 	q.renewals.dropLast(renewals)
 	q.fresh.dropLast(fresh)
-	left := q.fresh.n + q.renewals.n
-	if left > 0 || q.closed {
-		q.signal()
-	}
-	return n, !q.closed || left > 0
+	return n
 }
 
 // Close says that no more hits come. What is in the queue can be taken.

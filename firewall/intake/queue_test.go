@@ -75,6 +75,33 @@ func TestQueuePolicy(t *testing.T) {
 	}
 }
 
+// As long as few wait it is not asked which of them renew a block; when they
+// become many it is.
+func TestFewThatBecomeMany(t *testing.T) {
+	asked := 0
+	q := NewQueue(80, func(reports []Report) []bool {
+		asked += len(reports)
+		return odd(reports)
+	})
+	for n := range 10 {
+		q.Put(hitOf(n))
+	}
+	if asked != 0 {
+		t.Errorf("asked for %d of 10", asked)
+	}
+	for n := range 100 {
+		q.Put(hitOf(1000 + 2*n))
+	}
+	got, _ := take(q, nil, 80)
+	want := []int{1, 3, 5, 7, 9}
+	for n := 25; n < 100; n++ {
+		want = append(want, 1000+2*n)
+	}
+	if !slices.Equal(numbers(got), want) || q.Dropped() != 30 {
+		t.Errorf("took %v, %d dropped", numbers(got), q.Dropped())
+	}
+}
+
 // Whatever is put and taken, nothing comes twice, and what does not come was
 // counted.
 func TestQueueLosesNothingUncounted(t *testing.T) {
