@@ -101,8 +101,15 @@ func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
 	if len(steps) == 0 {
 		return dnsbl.Decision{Verdict: dnsbl.Pass}, nil
 	}
+	var servers []netip.Addr
+	for _, s := range steps {
+		if s.Source != nil { // and not a greet delay
+			servers = dnsServers(p, c.note)
+			break
+		}
+	}
 	l := &lookups{
-		dns:  resolver.New(dnsServers(p, c.note)),
+		dns:  resolver.New(servers),
 		left: o.lookups,
 		failed: func(id int, err error) {
 			if o.verbose {

@@ -134,3 +134,17 @@ func TestEndsWithItsClient(t *testing.T) {
 		})
 	}
 }
+
+// With nobody to ask there is nothing to say of the servers.
+func TestGreetDelayAsksNobody(t *testing.T) {
+	l := theLab(t)
+	c := one("", listedClient, "-w", "0", "/bin/true")
+	c.setenv("DNSCACHEIP", "x")
+	r, err := l.run(program{path: l.filter}, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.exit != "exit 0" || r.stderr != "" {
+		t.Errorf("%s, log %q", r.exit, r.stderr)
+	}
+}
