@@ -408,7 +408,8 @@ func (k *Keeper) logHits(outcomes []*Outcome, batch int) {
 }
 
 // logHit writes the line that says what became of a hit. For a block it is
-// written when the block is both in the journal and in the kernel.
+// written when the block is in the kernel, and in the journal unless that fails,
+// which has a line of its own.
 func (k *Keeper) logHit(o *Outcome, batch int) {
 	code := "-"
 	if o.Code.IsValid() {
