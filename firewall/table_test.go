@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -20,36 +19,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rblnft/firewall/firewalltest"
 	"rblnft/firewall/netlab"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-// nft runs the real nft and returns what it prints.
-func nft(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("nft", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("nft %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// nftInput has nft execute a script.
-func nftInput(t testing.TB, script string) {
-	t.Helper()
-	cmd := exec.Command("nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(script)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("nft -f: %v\n%s\n%s", err, out, script)
-	}
-}
-
-// clean empties the lab's ruleset.
-func clean(t testing.TB) {
-	t.Helper()
-	nft(t, "flush", "ruleset")
-}
+var nft, nftInput, clean = firewalltest.NFT, firewalltest.Script, firewalltest.Flush
 
 // A logbook is a log that a test can read.
 type logbook struct {

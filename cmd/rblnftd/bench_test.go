@@ -16,10 +16,10 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"rblnft/firewall/firewalltest"
 	"rblnft/firewall/hit"
 )
 
@@ -72,44 +72,13 @@ func longQueues(b testing.TB) {
 	}
 }
 
-// raw inserts n elements in transactions of 1,000, as fast as google/nftables
-// and the kernel can.
-func raw(b testing.TB, n int) time.Duration {
-	b.Helper()
-	flush(b)
-	nft(b, "add table inet raw; add set inet raw s { type ipv4_addr; flags timeout; size 2000000; }")
-	c, err := nftables.New(nftables.AsLasting())
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.CloseLasting()
-	set := &nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "raw"}, Name: "s", KeyType: nftables.TypeIPAddr, HasTimeout: true}
-	start := time.Now()
-	for i := 0; i < n; {
-		var elements []nftables.SetElement
-		for ; i < n && len(elements) < 1000; i++ {
-			a := numbered(i).As4()
-			elements = append(elements, nftables.SetElement{Key: a[:], Timeout: time.Hour, Comment: "zen.spamhaus.example"})
-		}
-		if err := c.SetAddElements(set, elements); err != nil {
-			b.Fatal(err)
-		}
-		if err := c.Flush(); err != nil {
-			b.Fatal(err)
-		}
-	}
-	took := time.Since(start)
-	flush(b)
-	return took
-}
-
 // How many hits a second go from datagrams into the kernel, beside raw
 // insertion. The log has a line for each, but for more than are logged.
 func BenchmarkThroughput(b *testing.B) {
 	longQueues(b)
 	const n = 300_000
 	for b.Loop() {
-		alone := raw(b, n)
+		alone := firewalltest.InsertRaw(b, n, numbered)
 		s := newSite(b, "")
 		s.start()
 		lines := make([][]byte, n)
@@ -264,7 +233,7 @@ func BenchmarkMemory(b *testing.B) {
 				if n == 0 {
 					continue
 				}
-				alone := raw(b, n)
+				alone := firewalltest.InsertRaw(b, n, numbered)
 				start = time.Now()
 				from = s.logged()
 				s.start()

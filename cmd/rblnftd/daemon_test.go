@@ -23,6 +23,7 @@ import (
 
 	"rblnft/cmd/internal/build"
 	"rblnft/firewall"
+	"rblnft/firewall/firewalltest"
 	"rblnft/firewall/hit"
 	"rblnft/firewall/netlab"
 )
@@ -211,19 +212,7 @@ func (s *site) hits(addrs ...string) {
 	}
 }
 
-func nft(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("nft", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("nft %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-func flush(t testing.TB) {
-	t.Helper()
-	nft(t, "flush", "ruleset")
-}
+var nft, flush = firewalltest.NFT, firewalltest.Flush
 
 // An element is one as nft lists it.
 type element struct {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"rblnft/firewall/book"
+	"rblnft/firewall/firewalltest"
 	"rblnft/firewall/hit"
 	"rblnft/firewall/intake"
 )
@@ -55,7 +56,7 @@ func TestStartWithAMillion(t *testing.T) {
 	// counts.
 	const attempts = 4
 	for attempt := 1; ; attempt++ {
-		alone := raw(t, n)
+		alone := firewalltest.InsertRaw(t, n, numbered)
 		s := newSite(t, "")
 		s.state = dir
 		start := time.Now()

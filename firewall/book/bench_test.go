@@ -5,9 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
-
 	"rblnft/firewall"
+	"rblnft/firewall/firewalltest"
 	"rblnft/firewall/intake"
 )
 
@@ -17,40 +16,7 @@ import (
 func BenchmarkKeeper(b *testing.B) {
 	const n = 200_000
 	for b.Loop() {
-		c, err := nftables.New(nftables.AsLasting())
-		if err != nil {
-			b.Fatal(err)
-		}
-		c.FlushRuleset()
-		table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "raw"})
-		set := &nftables.Set{Table: table, Name: "s", KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: 1_000_000}
-		if err := c.AddSet(set, nil); err != nil {
-			b.Fatal(err)
-		}
-		if err := c.Flush(); err != nil {
-			b.Fatal(err)
-		}
-		start := time.Now()
-		for i := 0; i < n; {
-			var elements []nftables.SetElement
-			for ; i < n && len(elements) < 1000; i++ {
-				a := numbered(i).As4()
-				elements = append(elements, nftables.SetElement{Key: a[:], Timeout: time.Hour, Comment: "zen.spamhaus.example"})
-			}
-			if err := c.SetAddElements(set, elements); err != nil {
-				b.Fatal(err)
-			}
-			if err := c.Flush(); err != nil {
-				b.Fatal(err)
-			}
-		}
-		raw := time.Since(start)
-		c.FlushRuleset()
-		if err := c.Flush(); err != nil {
-			b.Fatal(err)
-		}
-		c.CloseLasting()
-
+		raw := firewalltest.InsertRaw(b, n, numbered)
 		book, err := Open(b.TempDir(), testPolicy(), discard())
 		if err != nil {
 			b.Fatal(err)
@@ -66,7 +32,7 @@ func BenchmarkKeeper(b *testing.B) {
 			queue.Put(r)
 		}
 		queue.Close()
-		start = time.Now()
+		start := time.Now()
 		NewKeeper(book, queue, t, discard()).Run(context.Background())
 		took := time.Since(start)
 		if blocked, _ := book.Len(); blocked != n {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"rblnft/cmd/internal/build"
+	"rblnft/firewall/firewalltest"
 	"rblnft/firewall/netlab"
 )
 
@@ -228,15 +229,7 @@ func startDaemon(t testing.TB, config string) (d *daemon, socket string) {
 	return d, socket
 }
 
-// nft runs nft and returns what it prints.
-func nft(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command("nft", args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("nft %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
+var nft = firewalltest.NFT
 
 // blocked4 is what nft says of the set of blocked IPv4 addresses.
 func blocked4(t testing.TB) string { return nft(t, "list", "set", "inet", "rblnft", "blocked4") }
