@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -206,11 +207,13 @@ func (t *Table) tell(ctx context.Context, tx transaction, state State) {
 			if err != nil {
 				gone = removed
 			}
-			prefixes := make([]netip.Prefix, len(gone))
-			for i, b := range gone {
-				prefixes[i] = b.Prefix
+			prefixes := make(map[netip.Prefix]bool, len(gone))
+			for _, b := range gone {
+				prefixes[b.Prefix] = true
 			}
-			state.Removed(prefixes...)
+			// It may have been added in the same transaction.
+			added = slices.DeleteFunc(added, func(b Block) bool { return prefixes[b.Prefix] })
+			state.Removed(slices.Collect(maps.Keys(prefixes))...)
 		}
 		if len(added) > 0 {
 			state.Added(added...)

@@ -257,6 +257,15 @@ func TestByHand(t *testing.T) {
 	if b, ok := state.has("192.0.2.2/32"); !ok || !b.Expires.IsZero() {
 		t.Errorf("added by hand without timeout: %v", b)
 	}
+	// Those that come and go in one transaction leave nothing.
+	nftInput(t, "add element inet rblnft blocked4 { 192.0.2.3 timeout 1h }\ndelete element inet rblnft blocked4 { 192.0.2.3 }\n"+
+		"delete element inet rblnft blocked4 { 192.0.2.2 }\nadd element inet rblnft blocked4 { 192.0.2.2, 192.0.2.4 }\n")
+	eventually(t, "one is added", func() bool { return state.count() == 100 })
+	nft(t, "delete", "element", "inet", "rblnft", "blocked4", "{ 192.0.2.4 }")
+	eventually(t, "and deleted", func() bool { return state.count() == 99 })
+	if _, ok := state.has("192.0.2.3/32"); ok {
+		t.Error("added and deleted at once, it is in the state")
+	}
 	// An address of a /64 stands for all of it.
 	nft(t, "add", "element", "inet", "rblnft", "blocked6", "{ 2001:db8:0:7::9 timeout 1h }")
 	eventually(t, "it is widened", func() bool {
