@@ -33,7 +33,7 @@ const QueueSize = 1 << 16
 // which of the hits are of addresses that are blocked already; it must not wait
 // for netlink or a disk.
 func NewQueue(size int, renews func([]Report) []bool) *Queue {
-	return &Queue{renews: renews, size: size, few: min(1024, size/8), ready: make(chan struct{}, 1)}
+	return &Queue{renews: renews, size: size, few: size / 8, ready: make(chan struct{}, 1)}
 }
 
 type queued struct {
