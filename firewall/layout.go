@@ -437,6 +437,10 @@ func (t *Table) mend(l layout, f fault, first bool) error {
 	return nil
 }
 
+// keepLimit bounds how long elements of a set are read that is about to be
+// replaced. State has all of them but what was added while nobody listened.
+const keepLimit = 5 * time.Second
+
 // keep returns what fills the sets of blocked addresses that are about to be
 // made anew with what they hold now.
 func (t *Table) keep(l layout, anew []setWanted) (kept [2][]change) {
@@ -446,13 +450,16 @@ func (t *Table) keep(l layout, anew []setWanted) (kept [2][]change) {
 			if !ok || w.Name != s.name || have.keyType != w.KeyType.GetNFTMagic() || have.flags&^unix.NFT_SET_EVAL != unix.NFT_SET_TIMEOUT {
 				continue
 			}
-			_, err := readElements(context.Background(), t.at, s.name, 0, func(e element) {
+			complete, err := readElements(context.Background(), t.at, s.name, keepLimit, func(e element) {
 				if b, ok := e.block(time.Time{}); ok {
 					kept[i] = append(kept[i], change{key: b.Prefix.Addr(), timeout: e.expires, comment: e.comment})
 				}
 			})
 			if err != nil {
 				t.log.Warn("elements of the set to be replaced cannot be read", "set", s.name, "error", err)
+			} else if !complete {
+				t.log.Warn("the set to be replaced has too many elements to read them all: the others are restored if they are remembered",
+					"set", s.name, "read", len(kept[i]))
 			}
 		}
 	}

@@ -86,7 +86,12 @@ type blockedSet struct {
 // and EPERM without CAP_NET_ADMIN.
 //
 // The table stays when the program ends.
-func Open(cfg Config, log *slog.Logger) (*Table, error) {
+func Open(cfg Config, log *slog.Logger) (_ *Table, err error) {
+	defer func() {
+		if errors.Is(err, unix.EPERM) {
+			err = fmt.Errorf("nftables: CAP_NET_ADMIN is needed: %w", err)
+		}
+	}()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}

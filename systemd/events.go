@@ -26,6 +26,7 @@ var events = []Event{
 	{"the journal is damaged", "2a305c927a8f4063868b6d585525382e"},
 	{"a set is full: addresses are left out until others expire", "599ccf46810d47c1b0496c8c6b4beb51"},
 	{"the configuration is bad: the old one stays in force", "e2aa288e3c304671a732f78b0e46395e"},
+	{"rblnftd ends", "1bd5c17e868a4f728710ce78cecb21fe"},
 	{"hanging: the watchdog is about to end the service", "43b1b09b14754fd09bfd9d058729a060"},
 }
 

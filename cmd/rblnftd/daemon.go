@@ -61,6 +61,12 @@ func (d *daemon) run() (err error) {
 		return err
 	}
 	defer closeSocket()
+	// Hits are left in the socket until it is certain that something can be
+	// done about them.
+	if d.table, err = firewall.Open(d.cfg.table, d.log); err != nil {
+		return err
+	}
+	defer d.table.Close()
 
 	// Receiving is for as long as nobody wants the daemon to end; working is
 	// until what was received is done.
@@ -70,7 +76,7 @@ func (d *daemon) run() (err error) {
 	receiving, stopReceiving := context.WithCancel(ctx)
 	defer stopReceiving()
 
-	// Hits are received from the first moment on, whatever the start takes.
+	// Hits are received from now on, however long the rest of the start takes.
 	d.queue = intake.NewQueue(intake.QueueSize, func(reports []intake.Report) []bool {
 		if b := d.book.Load(); b != nil {
 			return b.Renews(reports)
@@ -81,21 +87,14 @@ func (d *daemon) run() (err error) {
 		return err
 	}
 	tasks.Go(func() error { return d.receiver.Run(receiving) })
-	fail := func(err error) error {
-		stopWorking()
-		return errors.Join(err, tasks.Wait())
-	}
 
 	b, err := book.Open(stateDirectory(), d.cfg.book, d.log)
 	if err != nil {
-		return fail(err)
+		stopWorking()
+		return errors.Join(err, tasks.Wait())
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	d.book.Store(b)
-	if d.table, err = firewall.Open(d.cfg.table, d.log); err != nil {
-		return fail(err)
-	}
-	defer d.table.Close()
 	d.keeper = book.NewKeeper(b, d.queue, d.table, d.log)
 	filled := d.table.ToBeFilled()
 	for family, yes := range filled {

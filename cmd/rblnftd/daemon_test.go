@@ -585,8 +585,25 @@ func TestActivation(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=hits exec "$0" -c "$1"`, program, s.config)
-	cmd.ExtraFiles = []*os.File{f}
+	activated := func(prefix ...string) *exec.Cmd {
+		args := append([]string{"-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=hits exec "$@"`, "sh"}, prefix...)
+		cmd := exec.Command("sh", append(args, program, "-c", s.config)...)
+		cmd.Env = append(os.Environ(), "STATE_DIRECTORY="+s.state)
+		cmd.ExtraFiles = []*os.File{f}
+		return cmd
+	}
+	// They go on waiting while it cannot start, and it leaves no trace.
+	if err := os.Mkdir(s.state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := activated("setpriv", "--bounding-set=-net_admin").CombinedOutput()
+	if want := "nftables: CAP_NET_ADMIN is needed: "; err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("without CAP_NET_ADMIN: %v, %q, want %q", err, out, want)
+	}
+	if files, err := os.ReadDir(s.state); err != nil || len(files) > 0 {
+		t.Errorf("the state directory has %v (%v)", files, err)
+	}
+	cmd := activated()
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
