@@ -142,6 +142,12 @@ func (t *Table) Close() error {
 // String returns the table's family and name, "inet rblnft".
 func (t *Table) String() string { return familyName(t.at.Family) + " " + t.at.Name }
 
+// Element says which element stands for p, in the words of nft:
+// "inet rblnft blocked4 { 192.0.2.1 }".
+func (t *Table) Element(p netip.Prefix) string {
+	return fmt.Sprintf("%s %s { %s }", t, t.sets[familyOf(p)].name, p.Addr())
+}
+
 // Commit blocks addresses: it adds the elements that are missing, and gives
 // those that are there the new timeout and comment, without a moment in which
 // they are not blocked. Blocks that have expired are passed over. Up to

@@ -822,3 +822,24 @@ func TestElementPattern(t *testing.T) {
 		t.Error("the tests look at another table than the default one")
 	}
 }
+
+// What the log says of a block is what nft takes to end it.
+func TestLoggedElementIsDeleted(t *testing.T) {
+	s := newSite(t, "")
+	s.start()
+	for _, addr := range []string{"192.0.2.1", "2001:db8::66"} {
+		s.hits(addr)
+		line := s.await(0, "addr="+addr, "decision=blocked")
+		element := regexp.MustCompile(`element="([^"]+)"`).FindStringSubmatch(line)
+		if element == nil {
+			t.Fatalf("no element in %q", line)
+		}
+		if out, err := exec.Command("sh", "-c", "nft delete element "+element[1]).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v, %s", element[1], err, out)
+		}
+	}
+	if left := elements(t); len(left) > 0 {
+		t.Errorf("elements %v are left", left)
+	}
+	s.end()
+}

@@ -103,7 +103,8 @@ func TestInstalled(t *testing.T) {
 		c.want("journalctl --unit=rblnftd --output=export RBLNFT_ADDRESS=192.0.2.129",
 			"RBLNFT_ZONE=bl.example\n", "RBLNFT_CODE=127.0.0.2\n", "RBLNFT_DECISION=blocked\n", "RBLNFT_BATCH=1\n",
 			"RBLNFT_PROVEN=true\n", "PRIORITY=6\n", "SYSLOG_IDENTIFIER=rblnftd\n", "MESSAGE_ID="+messageID(t, "blocked")+"\n", "_TRANSPORT=journal\n")
-		c.want("journalctl --catalog --unit=rblnftd RBLNFT_ADDRESS=192.0.2.129", "Subject: The address 192.0.2.129 is blocked", "the DNSBL bl.example lists 192.0.2.129")
+		c.want("journalctl --catalog --unit=rblnftd RBLNFT_ADDRESS=192.0.2.129", "Subject: The address 192.0.2.129 is blocked", "the DNSBL bl.example lists 192.0.2.129",
+			"nft delete element inet rblnft blocked4 { 192.0.2.129 }\n")
 		c.want("id rblnftd; cat /proc/$(systemctl show --property=MainPID --value rblnftd)/status", "(rblnftd)",
 			"CapBnd:\t0000000000001000", "CapEff:\t0000000000001000", "CapAmb:\t0000000000001000", "NoNewPrivs:\t1", "Seccomp:\t2")
 	})

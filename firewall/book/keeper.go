@@ -20,6 +20,7 @@ type Table interface {
 	Commit(context.Context, []firewall.Block) error
 	Restore(context.Context, []firewall.Block) error
 	Remove(context.Context, []netip.Prefix) error
+	Element(netip.Prefix) string
 }
 
 // A Source gives hits: an [intake.Queue].
@@ -435,6 +436,9 @@ func (k *Keeper) logHit(o *Outcome, batch int) {
 		attrs = append(attrs, slog.Int("hits", o.Hits))
 	}
 	attrs = append(attrs, slog.Bool("proven", o.Proven))
+	if message == "blocked" {
+		attrs = append(attrs, slog.String("element", k.table.Element(o.Prefix)))
+	}
 	k.log.LogAttrs(context.Background(), slog.LevelInfo, message, attrs...)
 }
 
