@@ -651,6 +651,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"-c"}, 100, "rblnftd: flag needs an argument: -c\nusage: "},
 		{[]string{"extra"}, 100, "rblnftd: unexpected argument \"extra\"\nusage: "},
 		{[]string{"-h"}, 100, "usage: "},
+		{[]string{"-t", "-d"}, 100, "rblnftd: -t and -d exclude each other\nusage: "},
 		{[]string{"-t", "-c", filepath.Join(dir, "absent")}, 100, "open " + dir + "/absent: no such file"},
 		{[]string{"-t", "-c", bad}, 100, bad + ":2: hist: unknown key\n"},
 		{[]string{"-c", bad, "-s", filepath.Join(dir, "s")}, 100, bad + ":2: hist: unknown key\n"},
@@ -842,4 +843,36 @@ func TestLoggedElementIsDeleted(t *testing.T) {
 		t.Errorf("elements %v are left", left)
 	}
 	s.end()
+}
+
+// -d deletes the table that a daemon has left, and no other.
+func TestDeleteTable(t *testing.T) {
+	s := newSite(t, "[nftables]\ntable = \"inet mine\"\n")
+	nft(t, "add table inet rblnft")
+	s.start()
+	run := func(want int, says string) {
+		t.Helper()
+		cmd := exec.Command(program, "-d", "-c", s.config)
+		out, _ := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != want || !strings.Contains(string(out), says) {
+			t.Errorf("exit code %d, %q, want %d, %q", got, out, want, says)
+		}
+	}
+	run(111, "another rblnftd keeps table inet mine: process ")
+	s.end()
+	tables := func() string { return strings.TrimSpace(nft(t, "list tables")) }
+	if got, want := tables(), "table inet rblnft\ntable inet mine"; got != want {
+		t.Errorf("before: %q, want %q", got, want)
+	}
+	for range 2 {
+		run(0, "")
+		if got, want := tables(), "table inet rblnft"; got != want {
+			t.Errorf("after: %q, want %q", got, want)
+		}
+	}
+	s.configure("[nftables]\ntable = \"inet rblnft\"\nrules = false\n")
+	run(111, "table inet rblnft: the table is not made by rblnftd")
+	if got, want := tables(), "table inet rblnft"; got != want {
+		t.Errorf("not ours: %q, want %q", got, want)
+	}
 }

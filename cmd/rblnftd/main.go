@@ -4,11 +4,11 @@
 // the hits that rblsmtpd(8) reports, and blocks their addresses for a while in
 // an nftables table.
 //
-//	rblnftd [-t] [-c FILE] [-s PATH]
+//	rblnftd [-t | -d] [-c FILE] [-s PATH]
 //
 // It runs on the socket that systemd(1) hands over, or with -s on one of its
 // own. Without -c the configuration is /etc/rblnft/rblnftd.toml, if there is
-// one. -t only checks it.
+// one. -t only checks it; -d deletes the table, for those who are done with it.
 //
 // SIGHUP has it read the configuration again. SIGTERM has it finish what it
 // received, and end; the table stays, and goes on blocking. It exits 100 for
@@ -26,10 +26,11 @@ import (
 	"syscall"
 	"time"
 
+	"rblnft/firewall"
 	"rblnft/systemd"
 )
 
-const usage = "usage: rblnftd [-t] [-c FILE] [-s PATH]\n"
+const usage = "usage: rblnftd [-t | -d] [-c FILE] [-s PATH]\n"
 
 const (
 	exitUsage   = 100
@@ -42,9 +43,13 @@ func main() {
 	file := flags.String("c", "", "configuration `FILE`")
 	path := flags.String("s", "", "`PATH` of an own hits socket")
 	test := flags.Bool("t", false, "test the configuration")
+	del := flags.Bool("d", false, "delete the table")
 	err := flags.Parse(os.Args[1:])
 	if err == nil && flags.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err == nil && *test && *del {
+		err = errors.New("-t and -d exclude each other")
 	}
 	if err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -60,7 +65,13 @@ func main() {
 	if err != nil {
 		die(exitUsage, "%v\n", err)
 	}
-	if *test {
+	switch {
+	case *test:
+		return
+	case *del:
+		if err := deleteTable(cfg.table); err != nil {
+			die(exitFailure, "rblnftd: %v\n", err)
+		}
 		return
 	}
 	// Whoever reads the log may go away.
@@ -75,6 +86,16 @@ func main() {
 	if err != nil {
 		os.Exit(exitFailure)
 	}
+}
+
+// deleteTable deletes the table that a daemon has left.
+func deleteTable(cfg firewall.Config) error {
+	unlock, err := lock(cfg.Table)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return firewall.Delete(cfg)
 }
 
 func die(code int, format string, args ...any) {

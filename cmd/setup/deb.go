@@ -200,12 +200,13 @@ const debChangelog = `rblnft (%s) unstable; urgency=medium
  -- %s  %s
 `
 
-// debPostinst makes the user, and has the socket listen. What the administrator
+// debPostinst makes the user and the directory of the configuration, and has the socket listen. What the administrator
 // has disabled stays disabled. A new daemon replaces one that runs.
 const debPostinst = `#!/bin/sh
 set -e
 [ "$1" = configure ] || exit 0
 systemd-sysusers rblnft.conf
+mkdir -p /etc/rblnft
 for unit in rblnftd.socket rblnftd.service; do
 	if deb-systemd-helper --quiet was-enabled $unit; then
 		deb-systemd-helper enable $unit >/dev/null
@@ -230,7 +231,7 @@ if grep -qszxF /usr/lib/rblnft/rblsmtpd /proc/[0-9]*/cmdline; then
 	exit 1
 fi
 [ ! -d /run/systemd/system ] || deb-systemd-invoke stop rblnftd.socket rblnftd.service
-nft delete table inet rblnft 2>/dev/null || true
+rblnftd -d || echo "the nftables table stays" >&2
 `
 
 // debPostrm leaves configuration and state to a purge. The user stays, as is

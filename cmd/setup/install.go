@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"debug/buildinfo"
 	"errors"
 	"fmt"
@@ -11,8 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/google/nftables"
 
 	"rblnft/firewall/hit"
 )
@@ -60,8 +59,11 @@ const (
 	daemonUser  = "rblnftd"
 )
 
+// configDir is root's: what it says is not for the daemon to change.
+const configDir = "/etc/rblnft"
+
 // stateDirs are what "uninstall" leaves and "uninstall -purge" removes.
-var stateDirs = []string{"/etc/rblnft", "/var/lib/rblnft"}
+var stateDirs = []string{configDir, "/var/lib/rblnft"}
 
 // install puts all files in place. On a machine that systemd runs it has the
 // socket listen, now and after every boot, and the daemon started at boot; one
@@ -95,6 +97,9 @@ func install() error {
 	}
 	if t.destdir != "" {
 		return nil
+	}
+	if err := os.MkdirAll(configDir, 0o755); err != nil {
+		return err
 	}
 	if _, err := exec.LookPath("systemd-sysusers"); err != nil {
 		fmt.Println("no systemd here: run rblnftd -s PATH as a service of your own")
@@ -143,8 +148,13 @@ func uninstall(purge bool) error {
 		}
 	}
 	var errs []error
-	if _, err := os.Stat(filepath.Join(t.units, serviceUnit)); t.live() && err == nil {
+	if t.live() && exists(filepath.Join(t.units, serviceUnit)) {
 		errs = append(errs, command("systemctl", "--quiet", "disable", "--now", socketUnit, serviceUnit))
+	}
+	if daemon := t.program("rblnftd"); t.destdir == "" && exists(daemon) {
+		if err := command(daemon, "-d"); err != nil {
+			fmt.Println("left: the nftables table")
+		}
 	}
 	for _, path := range t.paths() {
 		if t.destdir == "" && path == t.program("rblsmtpd") && !isOurs(path) {
@@ -153,7 +163,7 @@ func uninstall(purge bool) error {
 		errs = append(errs, remove(filepath.Join(t.destdir, path), t.destdir))
 	}
 	if t.destdir == "" {
-		errs = append(errs, removeTable(), os.RemoveAll(filepath.Dir(hit.DefaultSocket)))
+		errs = append(errs, os.RemoveAll(filepath.Dir(hit.DefaultSocket)))
 	}
 	if t.live() {
 		errs = append(errs, command("journalctl", "--update-catalog"), command("systemctl", "daemon-reload"))
@@ -164,7 +174,7 @@ func uninstall(purge bool) error {
 		dir = filepath.Join(t.destdir, dir)
 		if purge {
 			errs = append(errs, os.RemoveAll(dir))
-		} else if _, err := os.Stat(dir); err == nil {
+		} else if exists(dir) {
 			fmt.Println("left:", dir)
 		}
 	}
@@ -190,14 +200,30 @@ func isOurs(path string) bool {
 
 // keepOther keeps another program that is in our filter's place.
 func keepOther(filter string) error {
-	if _, err := os.Lstat(filter); errors.Is(err, fs.ErrNotExist) || isOurs(filter) {
+	if !exists(filter) || isOurs(filter) {
 		return nil
 	}
-	if err := os.Link(filter, other(filter)); err != nil {
+	err := os.Link(filter, other(filter))
+	if errors.Is(err, fs.ErrExist) {
+		if same, err := sameContent(filter, other(filter)); err != nil || same {
+			return err
+		}
+		return fmt.Errorf("%s and %s are two other filters, and one can be kept: remove the other one", filter, other(filter))
+	}
+	if err != nil {
 		return fmt.Errorf("keep the program that is there: %w", err)
 	}
 	fmt.Println("kept:", other(filter))
 	return nil
+}
+
+func sameContent(a, b string) (bool, error) {
+	x, err := os.ReadFile(a)
+	if err != nil {
+		return false, err
+	}
+	y, err := os.ReadFile(b)
+	return bytes.Equal(x, y), err
 }
 
 // putOtherBack puts back what keepOther kept, so that there is a filter at any
@@ -206,26 +232,40 @@ func putOtherBack(filter string) error {
 	if !isOurs(filter) {
 		return nil
 	}
-	err := os.Rename(other(filter), filter)
-	if err == nil {
-		fmt.Println("put back:", filter)
-		return nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	users, err := usersOf(filter)
 	if err != nil {
 		return err
+	}
+	if exists(other(filter)) {
+		if err := os.Rename(other(filter), filter); err != nil {
+			return err
+		}
+		fmt.Println("put back:", filter)
+		for _, user := range users {
+			fmt.Printf("check that the filter that is back knows the options in the run script: %s among its arguments\n", user)
+		}
+		return nil
+	}
+	if len(users) > 0 {
+		return fmt.Errorf("%s among its arguments: have its run script name another filter first", users[0])
+	}
+	return nil
+}
+
+// usersOf returns the processes that have filter among their arguments:
+// "tcpserver of process 4711 has FILTER".
+func usersOf(filter string) (users []string, err error) {
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
 	}
 	for _, p := range processes {
 		line, _ := os.ReadFile(p) // it may have ended
 		if args := strings.Split(string(line), "\x00"); slices.Contains(args, filter) {
-			return fmt.Errorf("%s of process %s has %s among its arguments: have its run script name another filter first",
-				args[0], filepath.Base(filepath.Dir(p)), filter)
+			users = append(users, fmt.Sprintf("%s of process %s has %s", args[0], filepath.Base(filepath.Dir(p)), filter))
 		}
 	}
-	return nil
+	return users, nil
 }
 
 // remove removes a file, and of the directories it was in those that are empty
@@ -243,26 +283,9 @@ func remove(path, root string) error {
 	return nil
 }
 
-// removeTable takes the table away that the daemon leaves when it ends. One
-// that the configuration names is somebody else's.
-func removeTable() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name == "rblnft" {
-			c.DelTable(t)
-		}
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("nftables: remove table inet rblnft: %w", err)
-	}
-	return nil
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // command runs a program of the system.

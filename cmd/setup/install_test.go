@@ -301,7 +301,9 @@ func TestInstalled(t *testing.T) {
 	step("uninstall", func(t *testing.T) {
 		out := c.setup("uninstall")
 		after := c.files()
-		want := "put back: /usr/local/bin/rblsmtpd\nleft: /etc/rblnft\nleft: /var/lib/rblnft\nleft: user rblnftd"
+		want := "put back: /usr/local/bin/rblsmtpd\n" +
+			"check that the filter that is back knows the options in the run script: /usr/bin/tcpserver of process " + mail + " has /usr/local/bin/rblsmtpd among its arguments\n" +
+			"left: /etc/rblnft\nleft: /var/lib/rblnft\nleft: user rblnftd"
 		if out != want {
 			t.Errorf("uninstall says %q, want %q", out, want)
 		}
@@ -325,10 +327,15 @@ func TestInstalled(t *testing.T) {
 	})
 
 	step("purge", func(t *testing.T) {
+		c.write("/etc/rblnft/rblnftd.toml", "[nftables]\ntable = \"inet other\"\n")
 		c.setup("install")
+		c.want("stat --format=%U:%a /etc/rblnft", "root:755")
 		c.rejects("192.0.2.140")
-		c.awaitBlocked(netip.MustParseAddr("192.0.2.140"))
+		c.await("nft list set inet other blocked4", "192.0.2.140")
 		c.setup("uninstall -purge")
+		if tables := c.sh("nft list tables"); strings.Contains(tables, "inet other") {
+			t.Errorf("tables %s", tables)
+		}
 		if left := differ(before, c.files()); left != "" {
 			t.Errorf("left behind: %s", left)
 		}
