@@ -396,7 +396,10 @@ func (t *Table) know(l layout) {
 // carried over where they fit.
 func (t *Table) mend(l layout, f fault, first bool) error {
 	whole := first && f.extra
-	if l.exists || !first {
+	switch {
+	case l.exists && first:
+		t.log.Warn("the table is not what the configuration wants: putting it right", "table", t.String(), "found", strings.Join(f.what, ", "))
+	case !first:
 		t.log.Warn("the table is not as it should be: putting it right", "table", t.String(), "found", strings.Join(f.what, ", "))
 	}
 	anew := f.sets

@@ -54,10 +54,19 @@ func (t *Table) lookForSets(first bool) error {
 		if report == "" {
 			t.log.Info("all sets are there, and rules use them", "table", t.String())
 		} else {
-			t.log.Warn("the ruleset is not complete, and it is not ours to mend", "table", t.String(), "missing", missing)
+			t.log.Warn("the ruleset is not complete, and it is not ours to mend", "table", t.String(), "missing", report)
 		}
 	}
 	return nil
+}
+
+// Incomplete reports whether something is missing that rblnftd does not make
+// ([Config.Rules] is false), so that addresses are not blocked. What it is was
+// logged.
+func (t *Table) Incomplete() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reported != ""
 }
 
 // ruleFor is a rule that makes use of a set of blocked addresses, as a shell

@@ -225,7 +225,8 @@ func (d *daemon) alive() error {
 func (d *daemon) showStatus(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
-	var dropped uint64
+	var dropped, full uint64
+	var fullAt time.Time
 	sometimes := rate.Sometimes{Interval: 10 * time.Second}
 	for {
 		if n := d.queue.Dropped(); n > dropped {
@@ -237,6 +238,15 @@ func (d *daemon) showStatus(ctx context.Context) error {
 		b := d.book.Load()
 		blocked, remembered := b.Len()
 		trouble := "all is well"
+		if n := b.Decided(book.Full); n > full {
+			full, fullAt = n, time.Now()
+		}
+		if full > 0 && time.Since(fullAt) < time.Minute {
+			trouble = fmt.Sprintf("max_elements is reached, and others are not blocked: %d hits", full)
+		}
+		if d.table.Incomplete() {
+			trouble = "the ruleset is not complete, and not ours to mend: see the log"
+		}
 		if err := b.NotPersisted(); err != nil {
 			trouble = fmt.Sprintf("not persisted: %v", err)
 		}

@@ -876,3 +876,42 @@ func TestDeleteTable(t *testing.T) {
 		t.Errorf("not ours: %q, want %q", got, want)
 	}
 }
+
+// What keeps addresses from being blocked is in the line that systemctl status
+// shows.
+func TestStatusSaysWhatIsWrong(t *testing.T) {
+	for config, want := range map[string]string{
+		"":                   "; all is well",
+		"max_elements = 1\n": "; max_elements is reached, and others are not blocked: 1 hits",
+		"[nftables]\nrules = false\ntable = \"inet filter\"\n": "; the ruleset is not complete, and not ours to mend: see the log",
+	} {
+		s := newSite(t, config)
+		path := filepath.Join(t.TempDir(), "notify")
+		conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("NOTIFY_SOCKET", path)
+		s.start()
+		for _, addr := range []string{"192.0.2.1", "192.0.2.2"} {
+			if sent, err := send(s.socket, hitOf(addr), -1); !sent {
+				t.Fatal(err)
+			}
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		status, buf := "", make([]byte, 4096)
+		for !strings.Contains(status, "; 2 hits,") || !strings.Contains(status, want) {
+			n, err := conn.Read(buf)
+			if err != nil {
+				t.Fatalf("%q: the last status is %q: %v", config, status, err)
+			}
+			if text := string(buf[:n]); strings.HasPrefix(text, "STATUS=") {
+				status = text
+			}
+		}
+		s.end()
+		conn.Close()
+	}
+}
