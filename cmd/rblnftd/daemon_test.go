@@ -886,6 +886,9 @@ func TestStatusSaysWhatIsWrong(t *testing.T) {
 		"[nftables]\nrules = false\ntable = \"inet filter\"\n": "; the ruleset is not complete, and not ours to mend: see the log",
 	} {
 		s := newSite(t, config)
+		for _, set := range []string{"blocked4 { type ipv4_addr; flags timeout; }", "blocked6 { type ipv6_addr; flags timeout; }"} {
+			nft(t, "add table inet filter; add set inet filter "+set)
+		}
 		path := filepath.Join(t.TempDir(), "notify")
 		conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 		if err != nil {
