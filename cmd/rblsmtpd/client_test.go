@@ -252,6 +252,7 @@ func dribble(c net.Conn) {
 func TestProgInheritsTheProcess(t *testing.T) {
 	env := []string{"RBLSMTPD=", "A=1", "odd", "A=2", "GODEBUG=no", "GOMAXPROCS=7", "=", "B"}
 	start := []string{
+		"/usr/bin/setpriv", "--pdeathsig=TERM",
 		"/usr/bin/prlimit", "--nofile=100:200", "--nproc=2000", "--stack=4000000:",
 		"/usr/bin/env", "--ignore-signal=USR1", "--ignore-signal=PIPE", "--ignore-signal=HUP", "--block-signal=USR2", "--block-signal=URG",
 		"/usr/bin/softlimit", "-m", "9000000", "-c", "0", "-f", "1000000",
@@ -280,6 +281,7 @@ func TestProgInheritsTheProcess(t *testing.T) {
 	}{
 		"limits":      {[]string{"/bin/cat", "/proc/self/limits"}, "9000000"},
 		"signals":     {[]string{"/bin/grep", "-E", "^(Sig[PBIC]|Shd|Cap|Seccomp|NoNew|Umask)", "/proc/self/status"}, "SigIgn:\t0000000000001201\n"},
+		"parent":      {[]string{"/usr/bin/setpriv", "--dump"}, "Parent death signal: TERM\n"},
 		"environment": {[]string{"/bin/cat", "/proc/self/environ"}, strings.Join(env, "\x00")},
 		"descriptors": {[]string{"/bin/ls", "/proc/self/fd"}, "0\n1\n"},
 		"directory":   {[]string{"/bin/readlink", "/proc/self/cwd"}, "/proc\n"},
@@ -293,5 +295,58 @@ func TestProgInheritsTheProcess(t *testing.T) {
 		if !strings.Contains(want, c.want) {
 			t.Errorf("%s: the comparison shows nothing: %q", what, want)
 		}
+	}
+}
+
+// Whatever the process is like that the filter is started as, a client that is
+// not listed gets to the next program. In most cases that one is the filter again,
+// without arguments: it says how it is used, and exits 100.
+func TestPassesWhateverTheProcessIsLike(t *testing.T) {
+	root := t.TempDir() // without /dev/null
+	if out, err := exec.Command("cp", program, root).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, script := range map[string]string{
+		"small stack":               `exec softlimit -s 8192 "$0" -r bl.example "$0"`,
+		"log at the limit of files": `exec prlimit --fsize=0:0 "$0" -r bl.example sh -c "exit 100" 2>"$1/log"`,
+		"no input, no /dev/null":    `exec chroot "$1" /rblsmtpd -r bl.example /rblsmtpd <&-`,
+		"nothing, no /dev/null":     `exec chroot "$1" /rblsmtpd -r bl.example /rblsmtpd <&- >&- 2>&-`,
+		"no log, no /dev/null":      `exec chroot "$1" /rblsmtpd -r bl.example /rblsmtpd 2>&-`,
+	} {
+		cmd := exec.Command("sh", "-c", script, program, root)
+		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"} // the log has a line: no $TCPREMOTEIP
+		out, _ := cmd.CombinedOutput()
+		if got := cmd.ProcessState; got.ExitCode() != 100 {
+			t.Errorf("%s: %v, %s", name, got, out)
+		}
+	}
+}
+
+// A log that nobody reads any more stops no mail.
+func TestPassesThoughTheLogIsFull(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if err := w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = w.Write(make([]byte, 4096))
+	}
+	var out bytes.Buffer
+	cmd := exec.Command("sh", "-c", `exec "$0" -r bl.example echo passed 2>&3`, program) // without $TCPREMOTEIP there is a line for the log
+	w.Fd()                                                                               // from now on it blocks
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	defer stop.Stop()
+	if err := cmd.Wait(); err != nil || out.String() != "passed\n" {
+		t.Errorf("%v, output %q", err, &out)
 	}
 }

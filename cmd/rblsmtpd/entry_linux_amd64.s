@@ -21,6 +21,9 @@ TEXT rblsmtpd_entry(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVQ	$RLIMIT_NPROC, BX
 	CALL	raise<>(SB)
 	ADDQ	$16, R13
+	MOVQ	$RLIMIT_STACK, BX
+	CALL	raise<>(SB)
+	ADDQ	$16, R13
 	MOVL	$SYS_prlimit64, AX
 	XORL	DI, DI
 	MOVQ	$RLIMIT_NOFILE, SI
@@ -62,7 +65,8 @@ caught:
 	JLE	signal
 	MOVQ	R14, ·initialIgnored(SB)
 
-	// Which of the descriptors 0 to 2 are closed: the runtime opens them.
+	// Which of the descriptors 0 to 2 are closed. The runtime would open
+	// /dev/null for them, and give up where there is none.
 	XORL	R14, R14
 	XORL	BX, BX
 descriptor:
@@ -77,6 +81,19 @@ descriptor:
 	MOVL	$1, AX
 	SHLQ	CX, AX
 	ORQ	AX, R14
+	MOVL	$SYS_openat, AX
+	MOVQ	$AT_FDCWD, DI
+	LEAQ	devNull<>(SB), SI
+	MOVL	$O_RDWR, DX
+	XORL	R10, R10
+	SYSCALL
+	TESTQ	AX, AX
+	JGE	open
+	MOVL	$SYS_socket, AX
+	MOVL	$AF_UNIX, DI
+	MOVL	$SOCK_DGRAM, SI
+	XORL	DX, DX
+	SYSCALL
 open:
 	INCQ	BX
 	CMPQ	BX, $3
@@ -158,3 +175,7 @@ TEXT exitHandler<>(SB),NOSPLIT|NOFRAME,$0
 DATA runtimeEnv<>+0(SB)/8, $"GOMAXPRO"
 DATA runtimeEnv<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
 GLOBL runtimeEnv<>(SB), NOPTR|RODATA, $16
+
+DATA devNull<>+0(SB)/8, $"/dev/nul"
+DATA devNull<>+8(SB)/8, $"l\x00\x00\x00\x00\x00\x00\x00"
+GLOBL devNull<>(SB), NOPTR|RODATA, $16

@@ -16,6 +16,9 @@ TEXT rblsmtpd_entry(SB),NOSPLIT|NOFRAME|TOPFRAME,$0
 	MOVD	$RLIMIT_NPROC, R21
 	BL	raise<>(SB)
 	ADD	$16, R20
+	MOVD	$RLIMIT_STACK, R21
+	BL	raise<>(SB)
+	ADD	$16, R20
 	MOVD	ZR, R0
 	MOVD	$RLIMIT_NOFILE, R1
 	MOVD	ZR, R2
@@ -67,6 +70,19 @@ descriptor:
 	MOVD	$1, R6
 	LSL	R21, R6, R6
 	ORR	R6, R22, R22
+	MOVD	$AT_FDCWD, R0
+	MOVD	$devNull<>(SB), R1
+	MOVD	$O_RDWR, R2
+	MOVD	ZR, R3
+	MOVD	$SYS_openat, R8
+	SVC
+	CMP	$0, R0
+	BGE	open
+	MOVD	$AF_UNIX, R0
+	MOVD	$SOCK_DGRAM, R1
+	MOVD	ZR, R2
+	MOVD	$SYS_socket, R8
+	SVC
 open:
 	ADD	$1, R21
 	CMP	$3, R21
@@ -144,3 +160,7 @@ TEXT exitHandler<>(SB),NOSPLIT|NOFRAME,$0
 DATA runtimeEnv<>+0(SB)/8, $"GOMAXPRO"
 DATA runtimeEnv<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
 GLOBL runtimeEnv<>(SB), NOPTR|RODATA, $16
+
+DATA devNull<>+0(SB)/8, $"/dev/nul"
+DATA devNull<>+8(SB)/8, $"l\x00\x00\x00\x00\x00\x00\x00"
+GLOBL devNull<>(SB), NOPTR|RODATA, $16

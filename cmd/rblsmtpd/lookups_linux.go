@@ -154,26 +154,31 @@ func dnsServers(p *process, note func(string)) []netip.Addr {
 	return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
 }
 
-// readFile returns the beginning of a file, as far as it goes in whole lines, or
-// nothing. Package os would cost more than what it reads here.
+// maxFile is how much of a file is read.
+const maxFile = 64 << 10
+
+// readFile returns a file, or its beginning, as far as that goes in whole lines,
+// or nothing. Package os would cost more than what it reads here.
 func readFile(name string) string {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return ""
 	}
 	defer unix.Close(fd)
-	b := make([]byte, 0, 8192)
-	for len(b) < cap(b) {
+	b := make([]byte, 0, 4096)
+	for {
+		if len(b) == maxFile {
+			return string(b[:bytes.LastIndexByte(b, '\n')+1])
+		}
+		if len(b) == cap(b) {
+			b = append(make([]byte, 0, 4*cap(b)), b...)
+		}
 		n, err := unix.Read(fd, b[len(b):cap(b)])
 		if err != nil || n == 0 {
-			break
+			return string(b)
 		}
 		b = b[:len(b)+n]
 	}
-	if len(b) == cap(b) {
-		b = b[:bytes.LastIndexByte(b, '\n')+1]
-	}
-	return string(b)
 }
 
 const maxServers = 16 // as rblsmtpd has it
@@ -225,15 +230,20 @@ func cutAddr(word string) (addr netip.Addr, rest string, ok bool) {
 	return netip.AddrFrom4(ip), word, true
 }
 
-// resolvConf returns the name servers that a resolv.conf(5) names.
+// resolvConf returns the name servers that a resolv.conf(5) names. As in the C
+// library a comment may begin anywhere in a line, and as in rblsmtpd anything
+// may follow an IPv4 address.
 func resolvConf(text string) []netip.Addr {
 	var servers []netip.Addr
 	for line := range strings.Lines(text) {
+		if comment := strings.IndexAny(line, "#;"); comment >= 0 {
+			line = line[:comment]
+		}
 		fields := strings.Fields(line)
 		if len(fields) < 2 || fields[0] != "nameserver" || len(servers) == maxServers {
 			continue
 		}
-		if addr, err := netip.ParseAddr(fields[1]); err == nil {
+		if addr, _, ok := cutAddr(fields[1]); ok {
 			servers = append(servers, addr)
 		}
 	}

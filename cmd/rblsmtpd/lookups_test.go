@@ -36,13 +36,14 @@ func TestCacheServers(t *testing.T) {
 func TestResolvConf(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "[]",
-		"# none\nsearch example\noptions ndots:3\n":                                                       "[]",
-		"nameserver 127.0.0.53\n":                                                                         "[127.0.0.53]",
-		"nameserver\t10.0.0.1 \nnameserver 2001:db8::53\nnameserver x\n":                                  "[10.0.0.1 2001:db8::53]",
-		"nameserver 10.0.0.1 # near\n#nameserver 10.0.0.2\n;nameserver 10.0.0.3\nnameserver fe80::1%eth0": "[10.0.0.1 fe80::1%eth0]",
-		"nameserver 10.0.0.1":                                                                             "[10.0.0.1]",
-		"nameserver":                                                                                      "[]",
-		strings.Repeat("nameserver 10.0.0.1\n", 40):                                                       "[" + strings.TrimSpace(strings.Repeat("10.0.0.1 ", maxServers)) + "]",
+		"# none\nsearch example\noptions ndots:3\n":                                                          "[]",
+		"nameserver 127.0.0.53\n":                                                                            "[127.0.0.53]",
+		"nameserver\t10.0.0.1 \nnameserver 2001:db8::53\nnameserver x\n":                                     "[10.0.0.1 2001:db8::53]",
+		"nameserver 10.0.0.1 # near\n#nameserver 10.0.0.2\n;nameserver 10.0.0.3\nnameserver fe80::1%eth0":    "[10.0.0.1 fe80::1%eth0]",
+		"nameserver 10.0.0.1":                                                                                "[10.0.0.1]",
+		"nameserver 10.0.0.1#near\nnameserver 10.0.0.2;\nnameserver 010.000.000.003\nnameserver 10.0.0.4:53": "[10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4]",
+		"nameserver": "[]",
+		strings.Repeat("nameserver 10.0.0.1\n", 40): "[" + strings.TrimSpace(strings.Repeat("10.0.0.1 ", maxServers)) + "]",
 	} {
 		if got := fmt.Sprint(resolvConf(text)); got != want {
 			t.Errorf("resolvConf(%q) = %s, want %s", text, got, want)

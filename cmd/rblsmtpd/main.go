@@ -10,6 +10,7 @@ package main
 import (
 	"net/netip"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -56,9 +57,7 @@ func main() {
 			syscall.Exit(0)
 		}
 		if !decided {
-			if err := p.setenv("RBLSMTPD", smtpreply.Printable(decision.Text)); err != nil {
-				c.note("$RBLSMTPD: " + err.Error())
-			}
+			p.setenv("RBLSMTPD", forProg(decision))
 		}
 	}
 
@@ -80,6 +79,16 @@ func byEnvironment(p *process) (d dnsbl.Decision, decided bool) {
 		return dnsbl.Decision{Verdict: dnsbl.Block, Bounce: true, Text: text[1:]}, true
 	}
 	return dnsbl.Decision{Verdict: dnsbl.Block, Text: text}, true
+}
+
+// forProg is the text of a listing as another rblsmtpd takes it from $RBLSMTPD:
+// what the list has to say decides neither the code nor, by being empty, that
+// the client may pass.
+func forProg(d dnsbl.Decision) string {
+	if text := strings.TrimLeft(smtpreply.Printable(d.Text), "-"); text != "" {
+		return text
+	}
+	return "listed by " + smtpreply.Printable(d.Zone)
 }
 
 // byLists decides as the sources say. A client whose address is not known is
@@ -177,9 +186,18 @@ func (c *client) prefix() string {
 	return "rblsmtpd: " + c.ip + " pid " + strconv.Itoa(syscall.Getpid()) + ": "
 }
 
-// note logs one line.
+// note logs one line, if that can be done at once. rblsmtpd has nothing to say of
+// a client that may pass: neither a log that nobody reads nor one that has grown
+// to the limit of a file's size stops mail.
 func (c *client) note(what string) {
+	log := [...]unix.PollFd{{Fd: 2, Events: unix.POLLOUT}}
+	if ppoll(log[:], 0) == nil && log[0].Revents == 0 {
+		return
+	}
+	const tooLarge = uintptr(unix.SIGXFSZ - 1)
+	setSignal(tooLarge, true)
 	say(c.prefix() + smtpreply.Printable(what) + "\n")
+	setSignal(tooLarge, initialIgnored&(1<<tooLarge) != 0)
 }
 
 // logBlock logs that the client is blocked, and with what line.

@@ -11,15 +11,16 @@ import (
 // A Go program cannot start where a qmail-smtpd run script starts its programs,
 // under "softlimit -m 9000000": the runtime reserves hundreds of megabytes of
 // address space before main. Nor can it where the user has no process left: the
-// runtime starts threads. And it cannot hand on a process as it got it: the
-// runtime raises the limit on open files, catches every signal, opens closed
-// standard descriptors, and os.Environ drops what it finds odd.
+// runtime starts threads; nor where a standard descriptor is closed and there is
+// no /dev/null to open in its place. And it cannot hand on a process as it got
+// it: the runtime raises the limit on open files, catches every signal, opens
+// closed standard descriptors, and os.Environ drops what it finds odd.
 //
 // So the kernel starts the filter not at the runtime's entry point but at
 // rblsmtpd_entry (the linker's option -E), which writes down in the variables
 // below how the process was started, raises the soft limits on memory and on
-// processes to the hard ones, and only then goes on to the runtime. [process.run] puts all of it
-// back and gives the next program the very arguments and environment that the
+// processes to the hard ones, and only then goes on to the runtime. [process.run]
+// puts all of it back and gives the next program the very arguments and environment that the
 // kernel gave to this one.
 //
 // The runtime sees an environment with nothing but GOMAXPROCS=1. With one
@@ -27,7 +28,7 @@ import (
 // the mail server's can change how it behaves.
 var (
 	initialStack   unsafe.Pointer // argc, argv, environment; nil if started elsewhere
-	initialLimits  [4]limit       // in the order of limited
+	initialLimits  [5]limit       // in the order of limited
 	initialBlocked uint64         // bit n-1 is signal n
 	initialIgnored uint64         // likewise
 	initialClosed  uint64         // bit n is descriptor n, 0 to 2
@@ -54,7 +55,14 @@ const (
 // SIGPIPE, as a log that nobody reads is no reason to stop mail.
 const kept = 1<<(unix.SIGURG-1) | 1<<(unix.SIGSEGV-1) | 1<<(unix.SIGBUS-1) | 1<<(unix.SIGFPE-1) | 1<<(unix.SIGILL-1) | 1<<(unix.SIGPIPE-1)
 
-var limited = [len(initialLimits)]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NPROC, unix.RLIMIT_NOFILE}
+var limited = [len(initialLimits)]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NPROC, unix.RLIMIT_STACK, unix.RLIMIT_NOFILE}
+
+// parentDeath is the signal that the process wants at its parent's death, or 0. A
+// thread that is started wants none; variables are initialized on the first one.
+var parentDeath = func() (signal int32) {
+	syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&signal)), 0)
+	return signal
+}()
 
 // limit is the kernel's struct rlimit64.
 type limit struct{ soft, hard uint64 }
@@ -108,12 +116,10 @@ func assignment(v *byte, name string) (value *byte, ok bool) {
 	return (*byte)(unsafe.Add(unsafe.Pointer(v), 1)), *v == '='
 }
 
-// setenv gives the next program one variable more, or another value for one.
-func (p *process) setenv(name, value string) error {
-	v, err := unix.BytePtrFromString(name + "=" + value)
-	if err != nil {
-		return err
-	}
+// setenv gives the next program one variable more, or another value for one,
+// which must have no NUL in it.
+func (p *process) setenv(name, value string) {
+	v := unsafe.StringData(name + "=" + value + "\x00")
 	envp := make([]*byte, 0, len(p.envp)+2)
 	for _, old := range p.envp {
 		if _, same := assignment(old, name); !same {
@@ -121,7 +127,6 @@ func (p *process) setenv(name, value string) error {
 		}
 	}
 	p.envp = append(envp, v, nil)[:len(envp)+1]
-	return nil
 }
 
 // run replaces the process by the program that the arguments from first on
@@ -191,9 +196,10 @@ func endOnAlarm() {
 // execute makes the process as it was when it started and executes the first
 // of the files that can be. With the limits of then the runtime may not be able
 // to allocate anything, not even stack: from there on there are bare system calls
-// alone. The mask of blocked signals is
-// the thread's: with one processor, and nothing that blocks, the goroutine stays
-// on its thread, and runtime.LockOSThread would start another one.
+// alone. The mask of blocked signals is the thread's, and so is the signal that
+// tells of the parent's death: with one processor, and nothing that blocks, the
+// goroutine stays on the thread that it is on here, which need not be the one that
+// the process was started with; runtime.LockOSThread would start another one.
 func execute(files []*byte, argv, envp **byte) error {
 	for n := range uintptr(64) {
 		if kept&initialIgnored&(1<<n) != 0 {
@@ -201,6 +207,9 @@ func execute(files []*byte, argv, envp **byte) error {
 		}
 	}
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&initialBlocked)), 0, 8, 0, 0)
+	if parentDeath != 0 {
+		syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(parentDeath), 0)
+	}
 	for fd := range uintptr(3) {
 		if initialClosed&(1<<fd) != 0 {
 			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)

@@ -9,7 +9,7 @@ import (
 
 // conn is a socket to one server, for one lookup.
 type conn struct {
-	fd     int // -1 when dropped; poll(2) passes over it
+	fd     int // -1 when dropped
 	server int
 	tcp    bool
 	unsent []byte // of the query, TCP only
@@ -82,7 +82,7 @@ const (
 
 // step writes or reads as much as there is. The message is valid until the
 // next step.
-func (c *conn) step(l *lookup) (message []byte, p progress) {
+func (c *conn) step() (message []byte, p progress) {
 	if c.fd < 0 {
 		return nil, waiting
 	}

@@ -95,6 +95,19 @@ func (l *lookup) dialTCP(server int, addr netip.Addr) bool {
 	return ok
 }
 
+// forgetDropped forgets connections that were dropped: poll(2) takes no more
+// entries than there may be open files.
+func (l *lookup) forgetDropped() {
+	open := l.conns[:0]
+	for _, c := range l.conns {
+		if c.fd >= 0 {
+			open = append(open, c)
+		}
+	}
+	clear(l.conns[len(open):])
+	l.conns = open
+}
+
 func (l *lookup) close() {
 	for i := range l.conns {
 		l.conns[i].drop()

@@ -114,7 +114,14 @@ func (c *Client) Handle(fds []unix.PollFd, now time.Time) {
 			c.advance(l, now)
 		}
 	}
-	c.sweep()
+	if c.sweep() {
+		// There are descriptors for those that found none.
+		for _, l := range c.lookups {
+			if len(l.conns) == 0 {
+				l.patience = now
+			}
+		}
+	}
 }
 
 // GiveUp ends every lookup that has not ended, with [ErrTimeout].
@@ -159,7 +166,7 @@ func (l *lookup) hopeless() bool {
 
 // event reads or writes connection i of the lookup.
 func (c *Client) event(l *lookup, i int, now time.Time) {
-	message, state := l.conns[i].step(l)
+	message, state := l.conns[i].step()
 	if state == waiting {
 		return
 	}
@@ -202,16 +209,20 @@ func (c *Client) end(l *lookup, a dnsbl.Answer) {
 	c.answers = append(c.answers, a)
 }
 
-// sweep forgets the lookups that have ended.
-func (c *Client) sweep() {
+// sweep forgets the lookups that have ended, which it reports, and connections
+// that were dropped.
+func (c *Client) sweep() (ended bool) {
 	kept := c.lookups[:0]
 	for _, l := range c.lookups {
 		if l.done {
 			l.close()
+			ended = true
 		} else {
+			l.forgetDropped()
 			kept = append(kept, l)
 		}
 	}
 	clear(c.lookups[len(kept):])
 	c.lookups = kept
+	return ended
 }
