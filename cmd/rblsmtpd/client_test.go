@@ -193,6 +193,18 @@ func TestWaitingIsIdle(t *testing.T) {
 	}
 }
 
+// So does one for lookups that find no descriptor.
+func TestWaitingWithoutDescriptorsIsIdle(t *testing.T) {
+	cmd := exec.Command("prlimit", "--nofile=4:4", program, "-T2", "-r", "one.example", "-r", "two.example", "/bin/true")
+	cmd.Env = []string{"TCPREMOTEIP=192.0.2.9", "DNSCACHEIP=127.0.0.9", "RBLNFT_SOCKET="}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v, %s", err, out)
+	}
+	if used := cmd.ProcessState.SystemTime() + cmd.ProcessState.UserTime(); used > time.Second {
+		t.Errorf("%v in two seconds of waiting", used)
+	}
+}
+
 func TestClientThatLeavesAfterTheLookups(t *testing.T) {
 	f := startFilter(t, "-T0", "-w50", "-r", "bl.example")
 	time.Sleep(200 * time.Millisecond)

@@ -129,7 +129,7 @@ func (g *generator) commandLine() {
 			o.letter, o.takes = 't', true
 			// Nothing that is over on a busy machine before the client is.
 			o.value = pick(g, "0", "0", "60", "100", "0060", "90x", "abc", "", "-1", "+5", " 5", "100.5", "50\n",
-				"4294967295", "99999999999", "18446744073709551616", "0x10", "\xff")
+				"4294967295", "4294967298", "18446744073709551616", "0x10", "\xff")
 		case n < 99:
 			if o.letter = pick[byte](g, 'v', 's'); !patient {
 				// One after the other, and too late for the last ones.
