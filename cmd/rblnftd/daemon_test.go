@@ -191,7 +191,7 @@ func hitOf(addr string) hit.Hit {
 
 // send sends a hit as the filter does.
 func send(path string, h hit.Hit, client int) (sent bool, err error) {
-	s, err := hit.NewSender(path, h, client)
+	s, err := hit.NewSender(path, h)
 	if err != nil {
 		return false, err
 	}

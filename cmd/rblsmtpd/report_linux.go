@@ -1,6 +1,8 @@
 package main
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"rblnft/firewall/hit"
@@ -11,10 +13,9 @@ import (
 // conversation. Whatever is wrong with the daemon, the client does not notice,
 // and one line of the log says so.
 type report struct {
-	client   *client
-	path     string
-	sender   *hit.Sender // nil when there is nothing to send, or no more
-	attached bool        // the client's connection has been sent along
+	client *client
+	path   string
+	sender *hit.Sender // nil when there is nothing to send, or no more
 }
 
 var _ smtpreply.Background = (*report)(nil)
@@ -30,7 +31,7 @@ func (r *report) start(p *process, h hit.Hit) {
 	}
 	r.path = path
 	var err error
-	if r.sender, err = hit.NewSender(path, h, 0); err != nil {
+	if r.sender, err = hit.NewSender(path, h); err != nil {
 		r.lost(err.Error())
 		return
 	}
@@ -48,26 +49,32 @@ func (r *report) FD() int {
 // Writable tries to send the hit.
 func (r *report) Writable() {
 	sent, err := r.sender.Send()
-	switch {
-	case err != nil:
+	if err != nil {
 		r.lost(err.Error())
-	case sent:
-		r.attached = r.sender.Attached()
-	default:
+	} else if !sent {
 		return
 	}
 	r.sender.Close()
 	r.sender = nil
 }
 
-// finish is for the end of the conversation. As long as the daemon has a copy
-// of the connection, only shutdown(2) tells the client that it has ended.
+// lastTry is how long a hit that found the queue full is tried after the client
+// has its answer.
+const lastTry = 10 * time.Millisecond
+
+// finish is for the end of the conversation.
 func (r *report) finish() {
-	if r.sender != nil {
-		r.lost("the queue is full")
-	}
-	if r.attached {
-		unix.Shutdown(0, unix.SHUT_WR)
+	for end := time.Now().Add(lastTry); r.sender != nil; {
+		left := time.Until(end)
+		if left <= 0 {
+			r.lost("the queue is full")
+			return
+		}
+		timeout := unix.NsecToTimespec(left.Nanoseconds())
+		room := [...]unix.PollFd{{Fd: int32(r.sender.FD()), Events: unix.POLLOUT}}
+		if n, _ := unix.Ppoll(room[:], &timeout, nil); n > 0 {
+			r.Writable()
+		}
 	}
 }
 

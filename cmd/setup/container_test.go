@@ -296,7 +296,7 @@ func (c *container) report(addr netip.Addr) bool {
 	c.t.Helper()
 	s, err := hit.NewSender(c.path(hit.DefaultSocket), hit.Hit{
 		Addr: addr, Zone: "bl.example", Code: netip.MustParseAddr("127.0.0.2"), Answer: "553 listed",
-	}, -1)
+	})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -23,8 +23,7 @@
 //   - REPLY is the SMTP reply code that the client got, 451 or 553, and TEXT
 //     what followed it, of bytes 32 to 126, up to the end of the line.
 //
-// The datagram may carry one descriptor (SCM_RIGHTS, unix(7)), the client's
-// own socket, by which a receiver can see that ADDRESS is telling the truth.
+// Nothing else comes with it: who may write to the socket may report.
 //
 // A shell script can send one too:
 //
