@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net"
 	"net/netip"
 	"os"
 	"os/user"
@@ -16,9 +17,11 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
 
+	"rblnft/dnsbl"
 	"rblnft/firewall"
 	"rblnft/firewall/book"
-	"rblnft/firewall/intake"
+	"rblnft/firewall/nft"
+	"rblnft/firewall/ruleset"
 )
 
 // defaultFile is the configuration that is read where it exists.
@@ -26,13 +29,42 @@ const defaultFile = "/etc/rblnft/rblnftd.toml"
 
 // A config is the checked configuration.
 type config struct {
-	book   book.Policy
-	intake intake.Policy
-	table  firewall.Config
+	firewall.Config
+	// socketGroup may report: the hits socket's group, where it is our own; -1:
+	// as it comes.
+	socketGroup int
+}
 
-	// The hits socket's, where it is our own.
-	socketMode  os.FileMode
-	socketGroup int // -1: as it comes
+// never are the networks that no DNSBL can speak for, and that are never blocked:
+// loopback, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local ones. The
+// machine's own addresses are added to them.
+var never = []netip.Prefix{
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("fc00::/7"),
+}
+
+// own are the machine's own addresses.
+func own() (networks []netip.Prefix) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok {
+				addr = addr.Unmap()
+				networks = append(networks, netip.PrefixFrom(addr, addr.BitLen()))
+			}
+		}
+	}
+	return networks
 }
 
 // load reads the file at path. Where it does not exist, and need not, it
@@ -46,7 +78,9 @@ func load(path string, must bool) (config, error) {
 	if err != nil {
 		return config{}, err
 	}
-	return parse(path, data)
+	c, err := parse(path, data)
+	c.Policy.Allow = append(c.Policy.Allow, own()...)
+	return c, err
 }
 
 // parse checks a configuration and fills in the defaults.
@@ -55,10 +89,10 @@ func parse(file string, data []byte) (config, error) {
 	if err := r.read(data); err != nil {
 		return config{}, err
 	}
-	c := config{table: firewall.DefaultConfig()}
+	c := config{Config: firewall.Config{Ruleset: ruleset.Default(), Batch: 250 * time.Millisecond}}
 
-	p := &c.book
-	*p = book.Policy{Hits: 1, Window: 10 * time.Minute, Expiry: time.Hour, Escalate: 2, MaxExpiry: 168 * time.Hour}
+	p := &c.Policy
+	*p = book.Policy{Hits: 1, Window: 10 * time.Minute, Expiry: time.Hour, Escalate: 2, MaxExpiry: 8 * time.Hour, MaxElements: 1_000_000}
 	const year = 365 * 24 * time.Hour
 	r.duration("expiry", &p.Expiry, time.Second, year)
 	r.integer("hits", &p.Hits, 1, book.MaxHits)
@@ -66,56 +100,32 @@ func parse(file string, data []byte) (config, error) {
 	r.float("escalate", &p.Escalate, 1, 1000)
 	p.MaxExpiry = max(p.MaxExpiry, p.Expiry)
 	r.duration("max_expiry", &p.MaxExpiry, p.Expiry, year)
-	r.integer("max_elements", &c.table.MaxElements, 1, 100_000_000)
-	p.MaxElements = c.table.MaxElements
-	r.networks("allow", &c.table.Allow)
-	p.Allow = c.table.Allow
-	r.ports("ports", &c.table.Ports)
+	r.integer("max_elements", &p.MaxElements, 1, 100_000_000)
+	r.networks("allow", &p.Allow)
+	p.Allow = append(slices.Clone(never), p.Allow...)
+	r.listings("ignore", &p.Ignore)
+	r.duration("batch", &c.Batch, 0, time.Minute)
 
-	c.intake.Ports = c.table.Ports
-	c.intake.Peer = intake.Verify
-	r.text("peer", (*string)(&c.intake.Peer), string(intake.Require), string(intake.Verify), string(intake.Ignore))
-	r.ids("allow_uid", &c.intake.Senders.UIDs, lookupUser)
-	r.ids("allow_group", &c.intake.Senders.GIDs, lookupGroup)
-	if !r.has("allow_uid") && !r.has("allow_group") {
-		c.intake.Senders = defaultSenders()
-	}
-
-	c.socketMode, c.socketGroup = 0o666, -1
-	if len(c.intake.Senders.GIDs) > 0 {
-		c.socketMode, c.socketGroup = 0o660, int(c.intake.Senders.GIDs[0])
-	}
-	r.mode("socket_mode", &c.socketMode)
-
-	t := &c.table
-	r.text("nftables.table", &t.Table)
-	r.text("nftables.blocked4", &t.Blocked4)
-	r.text("nftables.blocked6", &t.Blocked6)
-	r.text("nftables.allowed4", &t.Allowed4)
-	r.text("nftables.allowed6", &t.Allowed6)
+	t := &c.Ruleset
+	r.ports("ports", &t.Ports)
+	c.socketGroup = r.group("socket_group", "nofiles")
+	r.table("nftables.table", &t.Table)
+	r.text("nftables.blocked4", &t.Blocked[0])
+	r.text("nftables.blocked6", &t.Blocked[1])
+	r.text("nftables.allowed4", &t.Allowed[0])
+	r.text("nftables.allowed6", &t.Allowed[1])
 	r.boolean("nftables.rules", &t.Rules)
 	r.text("nftables.chain", &t.Chain)
-	r.text("nftables.hook", (*string)(&t.Hook), string(firewall.HookInput), string(firewall.HookForward), string(firewall.HookPrerouting))
-	r.text("nftables.verdict", (*string)(&t.Verdict), string(firewall.Drop), string(firewall.Reject))
+	r.text("nftables.hook", (*string)(&t.Hook), string(ruleset.HookInput), string(ruleset.HookForward), string(ruleset.HookPrerouting))
+	r.text("nftables.verdict", (*string)(&t.Verdict), string(ruleset.Drop), string(ruleset.Reject))
 
 	r.unknown()
 	if len(r.problems) == 0 {
-		r.table(t)
+		for _, problem := range t.Check() {
+			r.bad("nftables."+problem.Key, "%s", problem.Text)
+		}
 	}
 	return c, r.err()
-}
-
-// defaultSenders are root, the daemon's own user, the user that qmail's run
-// scripts start the filter as, and anybody else with proof.
-func defaultSenders() intake.Senders {
-	s := intake.Senders{UIDs: []uint32{0}, Others: true}
-	if own := uint32(os.Geteuid()); own != 0 {
-		s.UIDs = append(s.UIDs, own)
-	}
-	if qmaild, err := lookupUser("qmaild"); err == nil {
-		s.UIDs = append(s.UIDs, qmaild)
-	}
-	return s
 }
 
 // A reader takes values out of a TOML document, key by key, and collects what
@@ -279,12 +289,12 @@ func describe(v any) string {
 }
 
 func (r *reader) duration(key string, into *time.Duration, least, most time.Duration) {
-	const wanted = `a duration such as "90s", "30m" or "1h"`
+	const wanted = `a duration such as "90s", "30m", "1h30m", "1d" or "2w"`
 	s, ok := get[string](r, key, wanted)
 	if !ok {
 		return
 	}
-	d, err := time.ParseDuration(s)
+	d, err := parseDuration(s)
 	switch {
 	case err != nil:
 		r.bad(key, "%q, want %s", s, wanted)
@@ -293,6 +303,18 @@ func (r *reader) duration(key string, into *time.Duration, least, most time.Dura
 	default:
 		*into = d
 	}
+}
+
+// parseDuration is [time.ParseDuration] that knows days and weeks too: a number of
+// them, and nothing else.
+func parseDuration(s string) (time.Duration, error) {
+	for suffix, unit := range map[string]time.Duration{"d": 24 * time.Hour, "w": 7 * 24 * time.Hour} {
+		if n, ok := strings.CutSuffix(s, suffix); ok {
+			count, err := strconv.ParseUint(n, 10, 16)
+			return time.Duration(count) * unit, err
+		}
+	}
+	return time.ParseDuration(s)
 }
 
 func (r *reader) integer(key string, into *int, least, most int) {
@@ -423,84 +445,62 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// ids takes users or groups, by number or name.
-func (r *reader) ids(key string, into *[]uint32, lookup func(string) (uint32, error)) {
-	var ids []uint32
-	const wanted = "an array of names and numbers"
-	ok := r.list(key, wanted, func(v any) error {
-		switch v := v.(type) {
-		case int64:
-			// The highest one means none (chown(2)).
-			if v < 0 || v >= math.MaxUint32 {
-				return fmt.Errorf("%d, want 0 to %d", v, uint32(math.MaxUint32-1))
-			}
-			ids = append(ids, uint32(v))
-		case string:
-			id, err := lookup(v)
-			if err != nil {
-				return err
-			}
-			ids = append(ids, id)
-		default:
+// listings takes what blocks nobody, in the syntax of rblsmtpd -r.
+func (r *reader) listings(key string, into *[]book.Listing) {
+	const wanted = `an array of zones and return codes such as "zen.example=127.0.0.[10;11]"`
+	r.list(key, wanted, func(v any) error {
+		s, ok := v.(string)
+		if !ok {
 			return fmt.Errorf("%s, want %s", describe(v), wanted)
 		}
+		source := dnsbl.ParseList(s)
+		switch {
+		case source.Err != nil:
+			return fmt.Errorf("%q: %w", s, source.Err)
+		case source.Fixed:
+			return fmt.Errorf("%q has a message, want %s", s, wanted)
+		}
+		*into = append(*into, book.Listing{Zone: source.Zone, Codes: source.Codes})
 		return nil
 	})
-	if ok {
-		*into = ids
-	}
 }
 
-func lookupUser(name string) (uint32, error) {
-	u, err := user.Lookup(name)
+// group takes a group, by name or number. Without the key it is the one named def,
+// if there is one; -1 otherwise.
+func (r *reader) group(key, def string) int {
+	const wanted = "the name or the number of a group"
+	if r.has(key) {
+		if n, ok := r.values[key].(int64); ok {
+			r.values[key] = strconv.FormatInt(n, 10)
+		}
+		def, _ = get[string](r, key, wanted)
+	}
+	if gid, err := strconv.ParseUint(def, 10, 31); err == nil {
+		return int(gid)
+	}
+	g, err := user.LookupGroup(def)
 	if err != nil {
-		return 0, fmt.Errorf("there is no user %q", name)
+		if r.has(key) && def != "" {
+			r.bad(key, "there is no group %q", def)
+		}
+		return -1
 	}
-	id, err := strconv.ParseUint(u.Uid, 10, 32)
-	return uint32(id), err
-}
-
-func lookupGroup(name string) (uint32, error) {
-	g, err := user.LookupGroup(name)
+	gid, err := strconv.Atoi(g.Gid)
 	if err != nil {
-		return 0, fmt.Errorf("there is no group %q", name)
+		r.bad(key, "group %q has number %q", def, g.Gid)
 	}
-	id, err := strconv.ParseUint(g.Gid, 10, 32)
-	return uint32(id), err
+	return gid
 }
 
-func (r *reader) mode(key string, into *os.FileMode) {
-	const wanted = `permissions such as "0660"`
-	s, ok := get[string](r, key, wanted)
+func (r *reader) table(key string, into *nft.Table) {
+	s, ok := get[string](r, key, "a table")
 	if !ok {
 		return
 	}
-	mode, err := strconv.ParseUint(s, 8, 32)
-	if err != nil || mode > 0o777 {
-		r.bad(key, "%q, want %s", s, wanted)
+	t, err := ruleset.ParseTable(s)
+	if err != nil {
+		r.bad(key, "%v", err)
 		return
 	}
-	*into = os.FileMode(mode)
-}
-
-// table has package firewall check what only it knows.
-func (r *reader) table(t *firewall.Config) {
-	err := t.Validate()
-	if err == nil {
-		return
-	}
-	errs := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		errs = joined.Unwrap()
-	}
-	for _, err := range errs {
-		// The errors begin with the name of the field, as the key has it.
-		text := strings.TrimPrefix(err.Error(), "set ")
-		key, _, _ := strings.Cut(text, " ")
-		key = "nftables." + strings.TrimSuffix(key, ":")
-		if !slices.Contains(r.asked, key) {
-			key = "nftables"
-		}
-		r.bad(key, "%s", err)
-	}
+	*into = t
 }

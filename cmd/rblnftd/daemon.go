@@ -4,26 +4,21 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
-	"reflect"
 	"runtime/debug"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"rblnft/firewall"
-	"rblnft/firewall/book"
+	"rblnft/firewall/hit"
 	"rblnft/firewall/intake"
+	"rblnft/firewall/store"
 	"rblnft/systemd"
 )
 
@@ -37,82 +32,63 @@ type daemon struct {
 
 	notifier systemd.Notifier
 	receiver *intake.Receiver
-	queue    *intake.Queue
-	table    *firewall.Table
-	book     atomic.Pointer[book.Book]
-	keeper   *book.Keeper
+	firewall *firewall.Firewall
+	store    *store.Store
 }
 
 // finish bounds how long the end may take.
 const finish = 10 * time.Second
 
 // run does what the daemon is for, until a signal or a failure ends it.
-func (d *daemon) run() (err error) {
+func (d *daemon) run() error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 
-	unlock, err := lock(d.cfg.table.Table)
-	if err != nil {
-		return err
+	var err error
+	if dir := stateDirectory(); dir != "" {
+		if d.store, err = store.Open(dir, store.Now, d.log); err != nil {
+			return err
+		}
 	}
-	defer unlock()
 	conn, closeSocket, err := d.hitsSocket()
 	if err != nil {
 		return err
 	}
 	defer closeSocket()
-	// Hits are left in the socket until it is certain that something can be
-	// done about them.
-	if d.table, err = firewall.Open(d.cfg.table, d.log); err != nil {
+	// Hits are left in the socket until it is certain that something can be done
+	// about them.
+	if d.firewall, err = firewall.Open(d.cfg.Config, d.store, d.log); err != nil {
 		return err
 	}
-	defer d.table.Close()
+	defer d.firewall.Close()
+	if d.receiver, err = intake.New(conn, d.log); err != nil {
+		return err
+	}
+	debug.FreeOSMemory() // to read the state takes more than to keep it
 
-	// Receiving is for as long as nobody wants the daemon to end; working is
-	// until what was received is done.
+	// Receiving ends first, then working: when what was received is done, or no
+	// later than finish; then storing.
 	working, stopWorking := context.WithCancel(context.Background())
 	defer stopWorking()
 	tasks, ctx := errgroup.WithContext(working)
 	receiving, stopReceiving := context.WithCancel(ctx)
 	defer stopReceiving()
+	storing, stopStoring := context.WithCancel(context.Background())
+	stored := make(chan struct{})
+	go func() {
+		defer close(stored)
+		d.store.Run(storing)
+	}()
 
-	// Hits are received from now on, however long the rest of the start takes.
-	d.queue = intake.NewQueue(intake.QueueSize, func(reports []intake.Report) []bool {
-		if b := d.book.Load(); b != nil {
-			return b.Renews(reports)
-		}
-		return make([]bool, len(reports))
-	})
-	if d.receiver, err = intake.New(conn, d.cfg.intake, d.queue, d.log); err != nil {
-		return err
-	}
-	tasks.Go(func() error { return d.receiver.Run(receiving) })
-
-	b, err := book.Open(stateDirectory(), d.cfg.book, d.log)
-	if err != nil {
-		stopWorking()
-		return errors.Join(err, tasks.Wait())
-	}
-	defer func() { err = errors.Join(err, b.Close()) }()
-	d.book.Store(b)
-	d.keeper = book.NewKeeper(b, d.queue, d.table, d.log)
-	filled := d.table.ToBeFilled()
-	for family, yes := range filled {
-		if yes {
-			b.LeaveToTable(family == 1)
-		}
-	}
-	debug.FreeOSMemory() // to read the journal takes more than to keep it
-
-	tasks.Go(func() error { return d.table.Run(ctx, b) })
-	tasks.Go(func() error { return b.Run(ctx) })
+	hits := make(chan []hit.Hit, intake.Bursts)
+	tasks.Go(func() error { return d.receiver.Run(receiving, hits) })
 	tasks.Go(func() error {
 		defer stopWorking()
-		return d.keeper.Run(ctx)
+		err := d.firewall.Run(ctx, hits)
+		for range hits { // the receiver waits for nobody
+		}
+		return err
 	})
-	if filled != [2]bool{true, true} {
-		tasks.Go(func() error { return d.takeOver(ctx) })
-	}
 	tasks.Go(func() error { return d.notifier.Watchdog(ctx, d.alive) })
 	tasks.Go(func() error { return d.showStatus(ctx) })
 	tasks.Go(func() error {
@@ -126,55 +102,31 @@ func (d *daemon) run() (err error) {
 					continue
 				}
 				d.notifier.Stopping()
-				d.log.Info("ending: finishing what was received", "signal", s.String(), "queued", d.queue.Len())
+				d.log.Info("ending: finishing what was received", "signal", s.String())
 				stopReceiving()
 				time.AfterFunc(finish, stopWorking)
 			}
 		}
 	})
 	d.notifier.Ready()
-	d.log.Info("ready", "table", d.table.String(), "config", d.file, "state", stateDirectory())
+	d.log.Info("ready", "config", d.source(), "state", stateDirectory())
 	err = tasks.Wait()
-	blocked, remembered := b.Len()
-	d.log.Info("ended; the table stays", "blocked", blocked, "remembered", remembered,
-		"received", d.receiver.Received(), "dropped", d.queue.Dropped())
+	stopStoring()
+	select {
+	case <-stored:
+	case <-time.After(finish): // a disk that hangs
+	}
+	s := d.firewall.Status()
+	d.log.Info("ended; the table stays", "blocked", s.Blocked, "remembered", s.Remembered, "waiting", s.Waiting, "received", d.receiver.Received())
 	return err
 }
 
-// takeOver makes what the kernel's sets hold part of the book, and has put into
-// them what they lack. To list a set takes the kernel time that grows with the
-// square of its size, so that nobody waits for it.
-func (d *daemon) takeOver(ctx context.Context) error {
-	start := time.Now()
-	elements := 0
-	var unwanted []netip.Prefix
-	var err error
-	for range 5 {
-		unwanted, err = d.book.Load().TakeOver(func() ([]firewall.Block, error) {
-			all, err := d.table.Elements(ctx)
-			elements = len(all)
-			return all, err
-		})
-		if err == nil {
-			break
-		}
-		// Somebody may have removed the table this very moment.
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(time.Second):
-		}
+// source is where the configuration comes from, for people.
+func (d *daemon) source() string {
+	if _, err := os.Stat(d.file); err != nil {
+		return "defaults"
 	}
-	if err != nil {
-		d.log.Error("the elements that are there are not taken over", "error", err)
-	}
-	d.keeper.Remove(unwanted)
-	missing := d.keeper.CommitWaiting()
-	blocked, remembered := d.book.Load().Len()
-	d.log.Info("elements taken over", "elements", elements, "missing", missing,
-		"blocked", blocked, "remembered", remembered, "took", time.Since(start).Round(time.Millisecond))
-	debug.FreeOSMemory()
-	return nil
+	return d.file
 }
 
 // reload reads the configuration again. What is wrong with it is said, and the
@@ -183,78 +135,50 @@ func (d *daemon) reload(ctx context.Context) {
 	d.notifier.Reloading()
 	defer d.notifier.Ready()
 	cfg, err := load(d.file, d.given)
+	if err == nil {
+		err = d.firewall.Reload(ctx, cfg.Config)
+	}
 	if err != nil {
 		d.log.Error("the configuration is bad: the old one stays in force", "error", err)
 		return
 	}
-	now, next := d.cfg.table, cfg.table
-	now.Allow, next.Allow = nil, nil
-	if !reflect.DeepEqual(now, next) {
-		d.log.Warn("ports, max_elements and [nftables] change when rblnftd is started again")
-	}
-	cfg.intake.Ports = d.cfg.intake.Ports
-	cfg.book.MaxElements = d.cfg.book.MaxElements
-	d.receiver.SetPolicy(cfg.intake)
-	unblocked := d.book.Load().SetPolicy(cfg.book)
-	if err := d.table.SetAllow(ctx, cfg.table.Allow); err != nil {
-		d.log.Error("the kernel's allow list is the old one", "error", err)
-	}
-	d.keeper.Remove(unblocked)
-	allow := cfg.table.Allow
-	cfg.table = d.cfg.table
-	cfg.table.Allow = allow
 	d.cfg = cfg
-	d.log.Info("configuration read again", "config", d.file, "unblocked", len(unblocked))
+	d.log.Info("configuration read again", "config", d.source())
 }
 
 // hung is how long one turn of a loop may take.
 const hung = 20 * time.Second
 
-// alive returns what hangs.
+// alive returns what hangs. That the kernel keeps us waiting, with somebody else's
+// transaction, is not our fault, and killing us does not help.
 func (d *daemon) alive() error {
 	if busy := d.receiver.Busy(); busy > hung {
-		return fmt.Errorf("the receiving loop has been busy with one datagram for %s", busy.Round(time.Second))
+		return fmt.Errorf("the receiver has been in one system call for %s", busy.Round(time.Second))
 	}
-	if busy := d.keeper.Busy(); busy > hung {
-		return fmt.Errorf("the committing loop has been busy with one batch for %s", busy.Round(time.Second))
+	if busy := d.firewall.Busy(); busy > hung {
+		return fmt.Errorf("the loop has been at one thing for %s", busy.Round(time.Second))
 	}
 	return nil
 }
 
-// showStatus keeps the line that systemctl status shows, and says what is lost.
+// showStatus keeps the line that systemctl status shows.
 func (d *daemon) showStatus(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
-	var dropped, full uint64
-	var fullAt time.Time
-	sometimes := rate.Sometimes{Interval: 10 * time.Second}
 	for {
-		if n := d.queue.Dropped(); n > dropped {
-			sometimes.Do(func() {
-				d.log.Warn("hits are dropped: they come faster than they can be dealt with", "dropped", n-dropped, "queued", d.queue.Len())
-				dropped = n
-			})
+		s := d.firewall.Status()
+		problem := s.Problem
+		if busy := d.receiver.Busy(); busy > 2*time.Second {
+			problem = "the receiver hangs"
 		}
-		b := d.book.Load()
-		blocked, remembered := b.Len()
-		trouble := "all is well"
-		if n := b.Decided(book.Full); n > full {
-			full, fullAt = n, time.Now()
+		if waiting := d.firewall.Waiting(); waiting > 2*time.Second {
+			problem = fmt.Sprintf("waiting for the kernel for %s: somebody else changes the ruleset", waiting.Round(time.Second))
 		}
-		if full > 0 && time.Since(fullAt) < time.Minute {
-			trouble = fmt.Sprintf("max_elements is reached, and others are not blocked: %d hits", full)
+		if problem == "" {
+			problem = "all is well"
 		}
-		if d.table.Incomplete() {
-			trouble = "the ruleset is not complete, and not ours to mend: see the log"
-		}
-		if err := b.NotPersisted(); err != nil {
-			trouble = fmt.Sprintf("not persisted: %v", err)
-		}
-		if err := d.keeper.Failing(); err != nil {
-			trouble = fmt.Sprintf("not committed: %v", err)
-		}
-		d.notifier.Status("%d blocked, %d remembered; %d hits, %d refused, %d dropped; %s",
-			blocked, remembered, d.receiver.Received(), d.receiver.AllRefused(), d.queue.Dropped(), trouble)
+		d.notifier.Status("%d blocked, %d remembered; %d hits received, %d datagrams refused; %s",
+			s.Blocked, s.Remembered, d.receiver.Received(), d.receiver.Refused(), problem)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -263,7 +187,7 @@ func (d *daemon) showStatus(ctx context.Context) error {
 	}
 }
 
-// stateDirectory is where the journal is: what systemd gives (systemd.exec(5),
+// stateDirectory is where the state is: what systemd gives (systemd.exec(5),
 // StateDirectory=), the first of several. Empty: nothing is persisted.
 func stateDirectory() string {
 	all := filepath.SplitList(os.Getenv("STATE_DIRECTORY"))
@@ -271,37 +195,4 @@ func stateDirectory() string {
 		return ""
 	}
 	return all[0]
-}
-
-// lock makes sure that this is the only daemon that keeps a table: it binds an
-// abstract socket, of which, as of the table, each network namespace has its own
-// (unix(7), network_namespaces(7)).
-func lock(table string) (unlock func(), err error) {
-	name := "@rblnftd " + table
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("another rblnftd keeps table %s%s", table, holder(name))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("lock for table %s: %w", table, err)
-	}
-	return func() { l.Close() }, nil
-}
-
-// holder says who listens on a socket.
-func holder(name string) string {
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
-	if err != nil {
-		return ""
-	}
-	defer conn.Close()
-	who := ""
-	if raw, err := conn.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-				who = fmt.Sprintf(": process %d of user %d", cred.Pid, cred.Uid)
-			}
-		})
-	}
-	return who
 }

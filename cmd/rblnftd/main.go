@@ -8,11 +8,13 @@
 //
 // It runs on the socket that systemd(1) hands over, or with -s on one of its
 // own. Without -c the configuration is /etc/rblnft/rblnftd.toml, if there is
-// one. -t only checks it; -d deletes the table, for those who are done with it.
+// one. -t only checks it; -d removes what it names in the kernel, for those who are
+// done with it.
 //
 // SIGHUP has it read the configuration again. SIGTERM has it finish what it
-// received, and end; the table stays, and goes on blocking. It exits 100 for
-// bad options or a bad configuration, and 111 if it cannot do its work.
+// received, and end; the table stays, and goes on blocking. It exits 100 for bad
+// options, a bad configuration, or something of somebody else's under the names that
+// it needs, and 111 if it cannot do its work.
 package main
 
 import (
@@ -26,7 +28,8 @@ import (
 	"syscall"
 	"time"
 
-	"rblnft/firewall"
+	"rblnft/firewall/nft"
+	"rblnft/firewall/ruleset"
 	"rblnft/systemd"
 )
 
@@ -69,7 +72,7 @@ func main() {
 	case *test:
 		return
 	case *del:
-		if err := deleteTable(cfg.table); err != nil {
+		if err := remove(cfg.Ruleset); err != nil {
 			die(exitFailure, "rblnftd: %v\n", err)
 		}
 		return
@@ -83,19 +86,23 @@ func main() {
 		d.log.Error("rblnftd ends", "error", err)
 	}
 	handler.Flush(time.Second)
-	if err != nil {
+	var inTheWay *ruleset.InTheWay
+	switch {
+	case errors.As(err, &inTheWay):
+		os.Exit(exitUsage)
+	case err != nil:
 		os.Exit(exitFailure)
 	}
 }
 
-// deleteTable deletes the table that a daemon has left.
-func deleteTable(cfg firewall.Config) error {
-	unlock, err := lock(cfg.Table)
+// remove removes what a daemon has left in the kernel.
+func remove(cfg ruleset.Config) error {
+	conn, err := nft.Dial()
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	return firewall.Delete(cfg)
+	defer conn.Close()
+	return ruleset.Remove(conn, cfg, nil)
 }
 
 func die(code int, format string, args ...any) {

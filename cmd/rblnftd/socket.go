@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -27,7 +26,7 @@ func (d *daemon) hitsSocket() (conn *net.UnixConn, done func(), err error) {
 	if d.socket == "" {
 		return nil, nil, errors.New("no hits socket: systemd handed none over, and -s gives none")
 	}
-	conn, err = listen(d.socket, d.cfg.socketMode, d.cfg.socketGroup)
+	conn, err = listen(d.socket, d.cfg.socketGroup)
 	if err != nil {
 		return nil, nil, fmt.Errorf("hits socket: %w", err)
 	}
@@ -40,9 +39,9 @@ func (d *daemon) hitsSocket() (conn *net.UnixConn, done func(), err error) {
 	}, nil
 }
 
-// listen makes a socket at path. One that is there already, and on which nobody
-// receives, is replaced.
-func listen(path string, mode os.FileMode, group int) (*net.UnixConn, error) {
+// listen makes a socket at path, for its group to write to. One that is there
+// already, and on which nobody receives, is replaced.
+func listen(path string, group int) (*net.UnixConn, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -51,26 +50,16 @@ func listen(path string, mode os.FileMode, group int) (*net.UnixConn, error) {
 	}
 	// Nobody shall reach it before it has its mode.
 	mask := syscall.Umask(0o777)
-	// Nor before the kernel attaches senders' credentials.
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-		if ctl := raw.Control(func(fd uintptr) {
-			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PASSCRED, 1)
-		}); ctl != nil {
-			return ctl
-		}
-		return err
-	}}
-	packets, err := config.ListenPacket(context.Background(), "unixgram", path)
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	syscall.Umask(mask)
 	if err != nil {
 		return nil, err
 	}
-	conn := packets.(*net.UnixConn)
 	if group >= 0 {
 		err = os.Lchown(path, -1, group)
 	}
 	if err == nil {
-		err = os.Chmod(path, mode)
+		err = os.Chmod(path, 0o660)
 	}
 	if err != nil {
 		conn.Close()

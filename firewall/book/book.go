@@ -1,21 +1,34 @@
-// Package book keeps account of offenders: it decides whether a hit blocks an
-// address and for how long, remembers who was blocked before, has it all
-// written down in a journal before the kernel is told, and knows at any time
-// what should be in the nftables sets.
+// Package book knows who should be blocked, until when and why, and what of that
+// the kernel has not been told yet. It decides whether a hit blocks an address. It
+// is for one goroutine, and has no lock, socket, file or clock.
+//
+// A record is clean or dirty: what is dirty waits, once, in the queue of its
+// family ([Book.Next]) until the kernel has been told ([Book.Done]). When a set
+// was lost, all of the family's records wait beside that queue ([Book.Refill],
+// [Book.NextBulk]).
 package book
 
 import (
 	"iter"
-	"log/slog"
 	"math"
 	"net/netip"
-	"sync"
-	"sync/atomic"
+	"strings"
 	"time"
 
-	"rblnft/firewall"
-	"rblnft/firewall/intake"
+	"rblnft/dnsbl"
+	"rblnft/firewall/hit"
 )
+
+// A Time is a moment in milliseconds of CLOCK_MONOTONIC (clock_gettime(2)), the
+// clock of the kernel's timeouts: whatever the wall clock does, a block lasts as
+// long as it should.
+type Time int64
+
+// Add returns the moment d after t.
+func (t Time) Add(d time.Duration) Time { return t + Time(d.Milliseconds()) }
+
+// Sub returns how long after u the moment t is.
+func (t Time) Sub(u Time) time.Duration { return time.Duration(t-u) * time.Millisecond }
 
 // A Policy says who is blocked, and for how long.
 type Policy struct {
@@ -23,9 +36,9 @@ type Policy struct {
 	Hits   int
 	Window time.Duration
 
-	// Expiry is how long an address is blocked. Each time that it comes
-	// back, hit again after a block of it has ended, it is blocked Escalate
-	// times as long as the time before, up to MaxExpiry.
+	// Expiry is how long an address is blocked. Each time that it comes back, hit
+	// again after a block of it has ended, it is blocked Escalate times as long as
+	// the time before, up to MaxExpiry.
 	Expiry    time.Duration
 	Escalate  float64
 	MaxExpiry time.Duration
@@ -33,8 +46,24 @@ type Policy struct {
 	// MaxElements is how many addresses of one family are blocked at once.
 	MaxElements int
 
-	// Allow are the networks of which no address is blocked.
+	// Allow are the networks of which no address is blocked. Whole says that no
+	// /64 is either with an address of them in it: no rule lets that one pass.
 	Allow []netip.Prefix
+	Whole bool
+
+	// Ignore are listings that block nobody. Without one of a zone whose name
+	// begins with zen. or pbl. that zone's 127.0.0.10 and .11 are: home users'
+	// addresses, of customers perhaps.
+	Ignore []Listing
+
+	// Families are those, IPv4 and IPv6, that have a set.
+	Families [2]bool
+}
+
+// A Listing is what a zone says with a return code.
+type Listing struct {
+	Zone  string
+	Codes *dnsbl.Codes // nil: all
 }
 
 // MaxHits bounds Policy.Hits, and with it the memory that counting takes.
@@ -45,215 +74,117 @@ type Decision string
 
 // The decisions.
 const (
-	Blocked Decision = "blocked" // the address was not blocked, and is now
-	Renewed Decision = "renewed" // it was, and is for longer
-	Kept    Decision = "kept"    // it was, by somebody else and for longer
+	Blocked Decision = "blocked" // the address was not blocked, and will be
+	Renewed Decision = "renewed" // it was, and will be for longer
+	Kept    Decision = "kept"    // it is, for longer than the hit would block it
 	Counted Decision = "counted" // it was seen too seldom yet
 	Allowed Decision = "allowed" // it is on the allow list
-	Full    Decision = "full"    // too many are blocked already
+	Ignored Decision = "ignored" // the return code is one that blocks nobody
+	Full    Decision = "full"    // MaxElements are blocked already
+	NoSet   Decision = "no set"  // the table has no set of its family
 )
-
-// Decisions are all decisions there are.
-func Decisions() []Decision { return []Decision{Blocked, Renewed, Kept, Counted, Allowed, Full} }
-
-// An Outcome is what was decided about one hit.
-type Outcome struct {
-	intake.Report
-	Decision Decision
-	Prefix   netip.Prefix  // what is blocked
-	Timeout  time.Duration // how long, from when the hit was received
-	Expires  time.Time     // until when
-	Returns  int           // how often it came back
-	Hits     int           // how many of Policy.Hits were seen
-	isNew    bool          // the kernel has no element of it, as far as is known
-}
 
 // A record is what the book knows of one address. It has no pointer, so that a
 // million of them cost the garbage collector nothing.
 type record struct {
-	expires int64 // Unix time in milliseconds, or forever
+	expires Time // never: the block was taken back, and the kernel is yet to be told
 	zone    uint16
 	returns uint8
 	flags   flags
 }
 
+const never = Time(math.MinInt64)
+
 type flags uint8
 
 const (
-	live     flags = 1 << iota // counted as in force
-	waiting                    // the kernel has not been told yet
-	byHand                     // somebody else made it
-	underway                   // the kernel is being told
+	live  flags = 1 << iota // counted as in force
+	told                    // the kernel's set has its element, as far as we know
+	dirty                   // it waits in the queue
 )
 
-const forever = math.MaxInt64
-
-func (r record) inForce(now int64) bool { return r.expires > now }
-
-// A key is an IPv4 address or the upper half of an IPv6 one.
-type key struct {
-	family uint8 // 0: IPv4, 1: IPv6
-	bits   uint64
-}
-
-func keyOf(p netip.Prefix) key {
-	if p.Addr().Is4() {
-		b := p.Addr().As4()
-		return key{0, uint64(b[0])<<24 | uint64(b[1])<<16 | uint64(b[2])<<8 | uint64(b[3])}
-	}
-	b := p.Addr().As16()
-	var k key
-	k.family = 1
-	for _, x := range b[:8] {
-		k.bits = k.bits<<8 | uint64(x)
-	}
-	return k
-}
-
-func (k key) prefix() netip.Prefix {
-	if k.family == 0 {
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(k.bits >> 24), byte(k.bits >> 16), byte(k.bits >> 8), byte(k.bits)}), 32)
-	}
-	var b [16]byte
-	for i := range 8 {
-		b[i] = byte(k.bits >> (56 - 8*i))
-	}
-	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
-}
-
-// A Book is the state of all offenders. It is a [firewall.State]. Its methods
-// may be called from several goroutines; none of them waits for the table.
+// A Book is the account of all addresses.
 type Book struct {
-	log     *slog.Logger
-	journal *journal // nil: nothing is persisted
-
-	// writing is held while something changes and the change is written
-	// down, so that both happen in the same order. It is taken before mu.
-	writing sync.Mutex
-	entries []entry // room for record
-
-	mu      sync.Mutex // guards what follows; never held while waiting for anything
 	policy  Policy
 	allow   allowList
-	records [2]map[uint64]record // by key.bits
+	limit   [2]int               // of the set, where it has one
+	records [2]map[uint64]record // by Key.bits
 	live    [2]int               // records with flag live
 	zones   zones
 	counts  counter
-	swept   time.Time
-	removed map[key]bool // by somebody else, while TakeOver is at work
-	decided [len(decisionOrder)]atomic.Uint64
+	swept   Time
+	queue   [2][]Pending
+	bulk    [2][]uint64  // of a refill, and
+	part    [2][]Key     // those whose turn it is
 }
 
-var decisionOrder = [...]Decision{Blocked, Renewed, Kept, Counted, Allowed, Full}
-
-var _ firewall.State = (*Book)(nil)
-
-// New returns an empty book that is persisted nowhere.
-func New(policy Policy, log *slog.Logger) *Book {
-	b := &Book{log: log, records: [2]map[uint64]record{{}, {}}}
-	b.counts.seen = map[key][]int64{}
-	b.setPolicy(policy)
+// New returns an empty book.
+func New(p Policy) *Book {
+	b := &Book{records: [2]map[uint64]record{{}, {}}, policy: p, allow: newAllowList(p.Allow)}
+	b.counts.seen = map[Key][]Time{}
 	return b
 }
 
-func (b *Book) setPolicy(p Policy) {
-	b.policy = p
-	b.allow = newAllowList(p.Allow)
+// Hit decides about a hit that was received at now. Hits is how many of
+// Policy.Hits have been seen, where that matters.
+func (b *Book) Hit(h hit.Hit, now Time) (d Decision, hits int) {
+	k := KeyOf(h.Addr)
+	switch {
+	case !b.policy.Families[k.Family]:
+		return NoSet, 0
+	case b.isAllowed(h.Addr, k):
+		return Allowed, 0
+	case b.isIgnored(h):
+		return Ignored, 0
+	}
+	r, known := b.records[k.Family][k.bits]
+	d = Renewed
+	if !known || r.expires <= now {
+		d = Blocked
+		if hits = b.counts.count(k, now, &b.policy); hits < b.policy.Hits {
+			b.counts.add(k, now)
+			return Counted, hits
+		}
+		if b.live[k.Family] >= b.most(k.Family) && !b.makeRoom(k.Family, now) {
+			return Full, hits
+		}
+		delete(b.counts.seen, k)
+		if known && r.expires != never && r.returns < math.MaxUint8 {
+			r.returns++
+		}
+	}
+	until := now.Add(b.policy.timeout(int(r.returns)))
+	if d == Renewed && r.expires >= until {
+		return Kept, hits
+	}
+	r.expires = until
+	r = b.put(k, r, h.Zone)
+	b.mark(k, r, Pending{Key: k, low: low(h.Addr), code: code(h.Code), hit: true})
+	return d, hits
 }
 
-// Record decides about hits, in their order, and writes the decisions down. An
-// error of the journal is logged and changes no decision.
-func (b *Book) Record(reports []intake.Report) []Outcome { return b.record(nil, reports) }
-
-// record is Record, which appends the decisions to outcomes.
-func (b *Book) record(outcomes []Outcome, reports []intake.Report) []Outcome {
-	if len(reports) == 0 {
-		return outcomes
-	}
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	entries := b.entries[:0]
-	for done := 0; done < len(reports); {
-		// Others may have the lock between two parts.
-		part := reports[done:min(done+64, len(reports))]
-		b.mu.Lock()
-		for i := range part {
-			outcomes = append(outcomes, Outcome{Report: part[i]})
-			o := &outcomes[len(outcomes)-1]
-			if e, changed := b.decide(o); changed {
-				entries = append(entries, e)
-			}
-			b.count(o.Decision)
-		}
-		b.mu.Unlock()
-		done += len(part)
-	}
-	b.journal.append(entries)
-	b.entries = entries
-	return outcomes
+func (b *Book) isAllowed(addr netip.Addr, k Key) bool {
+	return b.allow.covers(netip.PrefixFrom(addr, addr.BitLen())) || b.policy.Whole && b.allow.overlaps(k.Prefix())
 }
 
-func (b *Book) count(d Decision) {
-	for i, x := range decisionOrder {
-		if x == d {
-			b.decided[i].Add(1)
+func (b *Book) isIgnored(h hit.Hit) bool {
+	named := false
+	for _, l := range b.policy.Ignore {
+		if !strings.EqualFold(l.Zone, h.Zone) {
+			continue
+		}
+		named = true
+		if l.Codes == nil || h.Code.IsValid() && l.Codes.Match(h.Code) {
+			return true
 		}
 	}
+	zone := strings.ToLower(h.Zone)
+	return !named && (strings.HasPrefix(zone, "zen.") || strings.HasPrefix(zone, "pbl.")) && (h.Code == policy10 || h.Code == policy11)
 }
 
-// Decided returns how many hits were decided so.
-func (b *Book) Decided(d Decision) uint64 {
-	for i, x := range decisionOrder {
-		if x == d {
-			return b.decided[i].Load()
-		}
-	}
-	return 0
-}
-
-// decide decides about the hit in o, and changes the record of its address. It
-// returns the entry that says so.
-func (b *Book) decide(o *Outcome) (e entry, changed bool) {
-	o.Prefix = firewall.PrefixOf(o.Addr)
-	k := keyOf(o.Prefix)
-	if b.allow.contains(o.Addr) {
-		o.Decision = Allowed
-		return e, false
-	}
-	now := o.Received.UnixMilli()
-	rec, known := b.records[k.family][k.bits]
-	blocked := known && rec.inForce(now)
-	if !blocked {
-		if o.Hits = b.counts.add(k, now, &b.policy); o.Hits < b.policy.Hits {
-			o.Decision = Counted
-			return e, false
-		}
-		if b.live[k.family] >= b.policy.MaxElements && !b.makeRoom(k.family, o.Received) {
-			o.Decision = Full
-			return e, false
-		}
-		o.isNew = !known || !rec.inForce(now-expiring.Milliseconds())
-		if known && rec.returns < math.MaxUint8 {
-			rec.returns++
-		}
-	}
-	o.Returns = int(rec.returns)
-	o.Timeout = b.policy.timeout(o.Returns)
-	o.Expires = time.UnixMilli(o.Received.Add(o.Timeout).UnixMilli())
-	o.Decision = Blocked
-	if blocked {
-		o.Decision = Renewed
-		if rec.expires > o.Expires.UnixMilli() {
-			// It is blocked for longer already; the timeout that somebody
-			// chose is not shortened.
-			o.Decision = Kept
-			return e, false
-		}
-	}
-	rec.expires = o.Expires.UnixMilli()
-	rec.flags = rec.flags&^byHand | underway
-	return b.entryOf(k, b.put(k, rec, o.Zone)), true
-}
+// What policy lists such as Spamhaus' PBL answer with: who provides the network, or
+// the list, says that no mail should come from there.
+var policy10, policy11 = netip.AddrFrom4([4]byte{127, 0, 0, 10}), netip.AddrFrom4([4]byte{127, 0, 0, 11})
 
 // timeout is how long an address is blocked that came back so many times.
 func (p *Policy) timeout(returns int) time.Duration {
@@ -264,60 +195,78 @@ func (p *Policy) timeout(returns int) time.Duration {
 	return time.Duration(t)
 }
 
-// put stores a record that is in force, and returns it. Its zone is the one
-// given.
-func (b *Book) put(k key, rec record, zone string) record {
-	old, known := b.records[k.family][k.bits]
-	rec.zone = b.zones.use(zone)
-	if known {
-		b.zones.release(old.zone)
+// put stores a record that is in force, and returns it. Its zone is the one given.
+func (b *Book) put(k Key, r record, zone string) record {
+	old := b.records[k.Family][k.bits]
+	r.zone = b.zones.use(zone)
+	b.zones.release(old.zone)
+	if old.flags&live == 0 {
+		b.live[k.Family]++
 	}
-	if !known || old.flags&live == 0 {
-		b.live[k.family]++
-	}
-	rec.flags |= live
-	b.records[k.family][k.bits] = rec
-	return rec
+	r.flags |= live
+	b.records[k.Family][k.bits] = r
+	return r
 }
 
 // drop forgets a record.
-func (b *Book) drop(k key) {
-	rec, known := b.records[k.family][k.bits]
+func (b *Book) drop(k Key) {
+	r, known := b.records[k.Family][k.bits]
 	if !known {
 		return
 	}
-	if rec.flags&live != 0 {
-		b.live[k.family]--
+	if r.flags&live != 0 {
+		b.live[k.Family]--
 	}
-	b.zones.release(rec.zone)
-	delete(b.records[k.family], k.bits)
+	b.zones.release(r.zone)
+	delete(b.records[k.Family], k.bits)
 }
 
-// Renews says which hits would renew a block.
-func (b *Book) Renews(reports []intake.Report) []bool {
-	renews := make([]bool, len(reports))
-	now := time.Now().UnixMilli()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i := range reports {
-		renews[i] = b.blocks(reports[i].Addr, now)
+// A Record is what is known of an address.
+type Record struct {
+	Key     Key
+	Expires Time   // in the past for one that is only remembered
+	Zone    string // the DNSBL that lists it
+	Returns int    // how often it came back, 255 at most
+}
+
+// Load takes a record that was stored. That the kernel has its element is assumed
+// until [Book.Refill]. Nobody is blocked for longer than MaxExpiry from now on,
+// nor who has been allowed meanwhile.
+func (b *Book) Load(r Record, now Time) {
+	b.drop(r.Key)
+	r.Expires = min(r.Expires, now.Add(b.policy.MaxExpiry))
+	rec := record{expires: r.Expires, returns: uint8(r.Returns)}
+	if r.Expires <= now {
+		rec.zone = b.zones.use(r.Zone)
+		b.records[r.Key.Family][r.Key.bits] = rec
+		return
 	}
-	return renews
+	rec.flags = told
+	b.put(r.Key, rec, r.Zone)
+	if b.covers(r.Key) {
+		b.takeBack(r.Key)
+	}
 }
 
-// blocks reports whether addr is blocked. It is called with mu held.
-func (b *Book) blocks(addr netip.Addr, now int64) bool {
-	k := keyOf(firewall.PrefixOf(addr))
-	return b.records[k.family][k.bits].inForce(now)
+// Unload forgets a record that was stored.
+func (b *Book) Unload(k Key) { b.drop(k) }
+
+// Get returns what is known of an address, for the store: not whether the kernel
+// was told.
+func (b *Book) Get(k Key) (Record, bool) {
+	r, ok := b.records[k.Family][k.bits]
+	if !ok || r.expires == never {
+		return Record{}, false
+	}
+	return Record{k, r.expires, b.zones.name(r.zone), int(r.returns)}, true
 }
 
-// Blocks returns all blocks in force. It holds no lock while it yields.
-func (b *Book) Blocks() iter.Seq[firewall.Block] {
-	return func(yield func(firewall.Block) bool) {
-		now := time.Now().UnixMilli()
-		for chunk := range b.chunks() {
-			for _, e := range chunk {
-				if e.inForce(now) && !yield(e.block()) {
+// Keys returns all addresses that something is known of.
+func (b *Book) Keys() iter.Seq[Key] {
+	return func(yield func(Key) bool) {
+		for family, records := range b.records {
+			for bits := range records {
+				if !yield(Key{Family(family), bits}) {
 					return
 				}
 			}
@@ -325,215 +274,67 @@ func (b *Book) Blocks() iter.Seq[firewall.Block] {
 	}
 }
 
-// chunks returns all records, without a lock held while it yields. What changes
-// meanwhile may be seen or not.
-func (b *Book) chunks() iter.Seq[[]entry] {
-	const size = 1000
-	return func(yield func([]entry) bool) {
-		chunk := make([]entry, 0, size)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		emit := func() bool {
-			b.mu.Unlock()
-			defer b.mu.Lock()
-			more := yield(chunk)
-			chunk = chunk[:0]
-			return more
-		}
-		for family := range b.records {
-			// A map may change while it is ranged over; the lock is held
-			// whenever the range goes on.
-			for bits, rec := range b.records[family] {
-				chunk = append(chunk, b.entryOf(key{uint8(family), bits}, rec))
-				if len(chunk) == size && !emit() {
-					return
-				}
-			}
-		}
-		if len(chunk) > 0 {
-			emit()
-		}
-	}
-}
-
-// Added says that somebody else blocked addresses, or changed for how long. An
-// address that is being blocked this very moment is left alone.
-func (b *Book) Added(blocks ...firewall.Block) {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	var entries []entry
-	var news []firewall.Block
-	b.inParts(len(blocks), func(i int) {
-		k := keyOf(blocks[i].Prefix)
-		if b.records[k.family][k.bits].flags&underway == 0 {
-			entries = append(entries, b.add(blocks[i]))
-			news = append(news, blocks[i])
-		}
-	})
-	b.journal.append(entries)
-	b.logByHand("blocked by hand", news)
-}
-
-func (b *Book) add(block firewall.Block) entry {
-	k := keyOf(block.Prefix)
-	rec := b.records[k.family][k.bits]
-	rec.expires = milli(block.Expires)
-	rec.flags = rec.flags&^waiting | byHand
-	return b.entryOf(k, b.put(k, rec, block.Zone))
-}
-
-// expiring is how much of its time an element may have left that the kernel
-// has let go already, or have had that the kernel still holds.
-const expiring = time.Second
-
-// Removed says that somebody else unblocked addresses. They are forgotten, and
-// when they come back they are not treated as ones that were blocked before. An
-// address that is being blocked this very moment stays.
-func (b *Book) Removed(prefixes ...netip.Prefix) {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	var gone []firewall.Block
-	b.inParts(len(prefixes), func(i int) {
-		k := keyOf(prefixes[i])
-		if b.removed != nil {
-			b.removed[k] = true
-		}
-		if b.records[k.family][k.bits].flags&underway == 0 {
-			gone = b.remove(gone, k)
-		}
-	})
-	b.forgotten(gone)
-}
-
-// remove forgets a block that is in force, which it appends to gone.
-func (b *Book) remove(gone []firewall.Block, k key) []firewall.Block {
-	rec, known := b.records[k.family][k.bits]
-	if !known || !rec.inForce(time.Now().Add(expiring).UnixMilli()) {
-		return gone
+// Forget forgets a block whose element somebody has deleted, and who thus does not
+// count as one that was blocked before. It reports whether there was one: not if
+// the kernel is yet to be told of it, anew or at all.
+func (b *Book) Forget(k Key, now Time) bool {
+	r := b.records[k.Family][k.bits]
+	if r.flags&(told|dirty) != told || r.expires <= now {
+		return false
 	}
 	b.drop(k)
-	return append(gone, firewall.Block{Prefix: k.prefix()})
+	return true
 }
 
-// forgotten writes down what was removed. It is called with writing held.
-func (b *Book) forgotten(gone []firewall.Block) {
-	entries := make([]entry, len(gone))
-	for i, block := range gone {
-		entries[i] = entry{key: keyOf(block.Prefix), deleted: true}
-	}
-	b.journal.append(entries)
-	b.logByHand("unblocked by hand", gone)
-}
-
-// Compared says how the kernel's sets differ from what Blocks yielded a while
-// ago. A block that a hit renewed since then, or of which the kernel is yet to
-// be told, is left alone, and so is an address that was unblocked meanwhile
-// because the allow list has it.
-func (b *Book) Compared(missing, added []firewall.Block) {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	var gone []firewall.Block
-	b.inParts(len(missing), func(i int) {
-		k := keyOf(missing[i].Prefix)
-		rec := b.records[k.family][k.bits]
-		if rec.flags&(waiting|underway) == 0 && rec.expires == milli(missing[i].Expires) {
-			gone = b.remove(gone, k)
-		}
-	})
-	b.forgotten(gone)
-	var entries []entry
-	var news []firewall.Block
-	now := time.Now().UnixMilli()
-	b.inParts(len(added), func(i int) {
-		k := keyOf(added[i].Prefix)
-		if !b.records[k.family][k.bits].inForce(now) && !b.allow.covers(added[i].Prefix) {
-			entries = append(entries, b.add(added[i]))
-			news = append(news, added[i])
-		}
-	})
-	b.journal.append(entries)
-	b.logByHand("blocked by hand", news)
-}
-
-// inParts calls do with 0 to n-1, with mu held but between two parts.
-func (b *Book) inParts(n int, do func(i int)) {
-	const part = 500
-	for i := 0; i < n; {
-		b.mu.Lock()
-		for end := min(i+part, n); i < end; i++ {
-			do(i)
-		}
-		b.mu.Unlock()
-	}
-}
-
-// logByHand logs what somebody did by hand, each for itself unless they are
-// many.
-func (b *Book) logByHand(message string, blocks []firewall.Block) {
-	const few = 20
-	for _, block := range blocks[:min(few, len(blocks))] {
-		if block.Zone == "" && block.Expires.IsZero() {
-			b.log.Info(message, "addr", block.Prefix)
-			continue
-		}
-		b.log.Info(message, "addr", block.Prefix, "zone", block.Zone, "expires", block.Expires)
-	}
-	if more := len(blocks) - few; more > 0 {
-		b.log.Info(message, "more", more)
-	}
-}
-
-// SetPolicy replaces the policy. The blocks that the new allow list does not
-// permit end, and are returned, for them to be taken out of the kernel's sets.
-func (b *Book) SetPolicy(p Policy) (unblocked []netip.Prefix) {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	b.mu.Lock()
-	b.setPolicy(p)
-	b.mu.Unlock()
-	return b.unblockAllowed()
-}
-
-// unblockAllowed drops what the allow list covers. It is called with writing
-// held.
-func (b *Book) unblockAllowed() (unblocked []netip.Prefix) {
-	var entries []entry
-	for chunk := range b.chunks() {
-		for _, e := range chunk {
-			if p := e.prefix(); b.allow.covers(p) {
-				unblocked = append(unblocked, p)
-				entries = append(entries, entry{key: e.key, deleted: true})
-			}
+// SetPolicy replaces the policy, and takes back the blocks that the new one does
+// not permit.
+func (b *Book) SetPolicy(p Policy) {
+	b.policy, b.allow = p, newAllowList(p.Allow)
+	for k := range b.Keys() {
+		if b.covers(k) {
+			b.takeBack(k)
 		}
 	}
-	b.mu.Lock()
-	for _, e := range entries {
-		b.drop(e.key)
+}
+
+// covers reports whether what is blocked with k is on the allow list.
+func (b *Book) covers(k Key) bool {
+	return b.allow.covers(k.Prefix()) || b.policy.Whole && b.allow.overlaps(k.Prefix())
+}
+
+// takeBack ends a block. The kernel is to be told.
+func (b *Book) takeBack(k Key) {
+	r, known := b.records[k.Family][k.bits]
+	if !known {
+		return
 	}
-	b.mu.Unlock()
-	b.journal.append(entries)
-	return unblocked
+	if r.flags&live != 0 {
+		b.live[k.Family]--
+	}
+	r.flags &^= live
+	r.expires, r.returns = never, 0
+	b.mark(k, r, Pending{Key: k})
+}
+
+// Limit says how many elements a family's set may have; 0: as many as fit.
+func (b *Book) Limit(f Family, n int) { b.limit[f] = n }
+
+// most is how many addresses of a family may be blocked.
+func (b *Book) most(f Family) int {
+	if b.limit[f] > 0 {
+		return min(b.limit[f], b.policy.MaxElements)
+	}
+	return b.policy.MaxElements
+}
+
+// Full reports whether as many addresses of a family are blocked as may be.
+func (b *Book) Full() bool {
+	return b.live[IPv4] >= b.most(IPv4) || b.live[IPv6] >= b.most(IPv6)
 }
 
 // Len returns how many addresses are blocked, those among them included that
-// expired within the last half minute, and how many are remembered.
+// expired since the last Sweep, and how many are remembered.
 func (b *Book) Len() (blocked, remembered int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	blocked = b.live[0] + b.live[1]
 	return blocked, len(b.records[0]) + len(b.records[1]) - blocked
-}
-
-// NotPersisted returns why what happens is not written down at the moment, or
-// nil. Without a directory it is nil.
-func (b *Book) NotPersisted() error { return b.journal.failure() }
-
-// Close writes down what is not on the disk yet.
-func (b *Book) Close() error { return b.journal.close() }
-
-func milli(t time.Time) int64 {
-	if t.IsZero() {
-		return forever
-	}
-	return t.UnixMilli()
 }
