@@ -71,13 +71,13 @@ type Firewall struct {
 
 // A set is one of the two sets of blocked addresses.
 type set struct {
-	name      string
-	id        string // which one is there; "": none
-	filled    string // the one that has all blocks, as far as we know
-	restored  int
-	began     time.Time // of the refill
-	batch     int       // what is left of the batch under way
-	size      int       // of a transaction, in elements
+	name     string
+	id       string // which one is there; "": none
+	filled   string // the one that has all blocks, as far as we know
+	restored int
+	began    time.Time // of the refill
+	batch    int       // what is left of the batch under way
+	size     int       // of a transaction, in elements
 }
 
 // Open makes the kernel have what cfg asks for, with what the store knows, which may

@@ -114,8 +114,8 @@ type Book struct {
 	counts  counter
 	swept   Time
 	queue   [2][]Pending
-	bulk    [2][]uint64  // of a refill, and
-	part    [2][]Key     // those whose turn it is
+	bulk    [2][]uint64 // of a refill, and
+	part    [2][]Key    // those whose turn it is
 }
 
 // New returns an empty book.
