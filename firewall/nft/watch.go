@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/net/bpf"
@@ -21,6 +22,7 @@ const watchBuffer = 16 << 20
 // shows the same).
 type Watcher struct {
 	nl   *netlink.Conn
+	raw  syscall.RawConn
 	at   Table
 	left []netlink.Message // received, not looked at yet
 }
@@ -59,17 +61,18 @@ func Watch(at Table, own uint32) (*Watcher, error) {
 		bpf.RetConstant{Val: 1<<32 - 1},
 		bpf.RetConstant{Val: 0},
 	})
+	var raw syscall.RawConn
 	if err == nil {
-		raw, rawErr := nl.SyscallConn()
-		if err = errors.Join(rawErr, nl.SetBPF(filter)); err == nil {
-			err = errors.Join(setBuffer(raw, unix.SO_RCVBUFFORCE, watchBuffer), nl.JoinGroup(unix.NFNLGRP_NFTABLES))
-		}
+		raw, err = nl.SyscallConn()
+	}
+	if err == nil {
+		err = errors.Join(nl.SetBPF(filter), setBuffer(raw, unix.SO_RCVBUFFORCE, watchBuffer), nl.JoinGroup(unix.NFNLGRP_NFTABLES))
 	}
 	if err != nil {
 		nl.Close()
 		return nil, fmt.Errorf("netlink: watch: %w", err)
 	}
-	return &Watcher{nl: nl, at: at}, nil
+	return &Watcher{nl: nl, raw: raw, at: at}, nil
 }
 
 // Close ends the watch, and Receive with an error.
@@ -82,6 +85,9 @@ func (w *Watcher) Receive() (Change, error) {
 		if len(w.left) == 0 {
 			messages, err := w.nl.Receive()
 			if errors.Is(err, unix.ENOBUFS) {
+				// The kernel says so once, until the queue is empty: what it
+				// loses of the rest must not go unnoticed.
+				w.discard()
 				return Change{Lost: true}, nil
 			}
 			if err != nil {
@@ -95,6 +101,16 @@ func (w *Watcher) Receive() (Change, error) {
 			return c, nil
 		}
 	}
+}
+
+// discard empties the queue.
+func (w *Watcher) discard() {
+	b := make([]byte, 1<<16)
+	w.raw.Control(func(fd uintptr) {
+		for err := error(nil); err == nil || err == unix.EINTR || err == unix.ENOBUFS; {
+			_, _, err = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT)
+		}
+	})
 }
 
 // read adds what a message says to c, and reports whether c is complete.

@@ -41,15 +41,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"rblnft/firewall/nft"
 )
-
-// gcInterval is how often the kernel collects what has expired, in milliseconds:
-// with nft's default of a second it spends 65 to 90 ms of each on a million
-// elements.
-const gcInterval = 60_000
 
 // counters are the named counters of dropped packets, IPv4 and IPv6. They outlive
 // the rules.
@@ -57,22 +53,42 @@ var counters = [2]string{"dropped4", "dropped6"}
 
 // A Ruleset is what there is to be in the kernel. It is for one goroutine.
 type Ruleset struct {
-	conn  *nft.Conn
-	cfg   Config
-	rules []rule
-	allow [2][]nft.Interval
-	stale bool // the allow list is not what the kernel's sets hold, as far as is known
+	conn    *nft.Conn
+	cfg     Config
+	table   *object
+	sets    []*object // blocked and allowed ones
+	objects []*object // all but the table: sets, counters, chain
+	chain   *object
+	rules   []rule
+	allow   [2][]nft.Interval
+	stale   bool // the allow list is not what the kernel's sets hold, as far as is known
 }
 
 // New returns the ruleset of a configuration that has no [Config.Check] problems,
 // with the networks that are never blocked. Nothing is changed yet.
 func New(conn *nft.Conn, cfg Config, allow []netip.Prefix) (*Ruleset, error) {
-	rules, err := wantedRules(&cfg)
-	if err != nil {
+	r := &Ruleset{conn: conn, cfg: cfg, table: tableObject(cfg.Table)}
+	for family := range 2 {
+		r.sets = append(r.sets, setObject(cfg.Table, cfg.Blocked[family], family, unix.NFT_SET_TIMEOUT))
+	}
+	if !cfg.Rules {
+		return r, nil
+	}
+	for family := range 2 {
+		r.sets = append(r.sets, setObject(cfg.Table, cfg.Allowed[family], family, unix.NFT_SET_INTERVAL))
+	}
+	r.objects = append(r.objects, r.sets...)
+	for _, name := range counters {
+		r.objects = append(r.objects, counterObject(cfg.Table, name))
+	}
+	hook, priority := cfg.hook()
+	r.chain = chainObject(cfg.Table, cfg.chain(), hook, priority)
+	r.objects = append(r.objects, r.chain)
+	r.SetAllow(allow)
+	var err error
+	if r.rules, err = wantedRules(&cfg); err != nil {
 		return nil, fmt.Errorf("rules: %w", err)
 	}
-	r := &Ruleset{conn: conn, cfg: cfg, rules: rules}
-	r.SetAllow(allow)
 	return r, nil
 }
 
@@ -123,172 +139,194 @@ func (r *Ruleset) Ensure() (State, error) {
 		if !r.cfg.Rules {
 			return r.state(l, nil), r.checkSets(l)
 		}
-		c, wrong, err := r.compare(l)
+		var t nft.Transaction
+		wrong, err := r.compare(l, &t)
 		if err != nil {
 			return State{}, err
 		}
-		if c.Len() == 0 {
+		if t.Len() == 0 {
 			return r.state(l, found), nil
 		}
 		found = append(found, wrong...)
 		if try == attempts {
 			return State{}, fmt.Errorf("somebody else keeps changing table %s: %s", r.cfg.Table, strings.Join(found, ", "))
 		}
-		switch err := r.conn.Commit(&c.Transaction); {
+		switch err := r.conn.Commit(&t); {
 		case err == nil:
 			r.stale = false
 		case errors.Is(err, unix.EBUSY):
-			return State{}, &InTheWay{fmt.Sprintf("table %s: somebody else's rules use what has to be made anew: %s", r.cfg.Table, strings.Join(wrong, ", "))}
-		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST):
-			// It has changed since we looked.
-		default:
+			return State{}, &InTheWay{fmt.Sprintf("somebody else's rules use what has to be made anew: %s", strings.Join(wrong, ", "))}
+		case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST): // not changed since we looked
 			return State{}, fmt.Errorf("table %s: %w", r.cfg.Table, err)
 		}
 	}
 }
 
+// A layout is what there is under our names.
+type layout struct {
+	table nft.Attrs
+	there map[*object]nft.Attrs
+	rules []foundRule // of the chain
+}
+
+type foundRule struct {
+	handle  uint64
+	comment string
+	ours    bool
+}
+
+// look asks the kernel.
+func (r *Ruleset) look() (l layout, err error) {
+	l.there = map[*object]nft.Attrs{}
+	ask := func(kind uint16, flags netlink.HeaderFlags, fields ...nft.Field) (all []nft.Attrs) {
+		if err == nil {
+			if all, err = r.conn.Get(kind, flags, r.cfg.Table, fields...); err != nil {
+				err = fmt.Errorf("look at table %s: %w", r.cfg.Table, err)
+			}
+		}
+		return all
+	}
+	for _, a := range ask(r.table.get, 0, r.table.name...) {
+		l.table = a
+	}
+	if l.table == nil {
+		return l, err
+	}
+	for _, o := range append(r.sets[:2:2], r.objects...) {
+		for _, a := range ask(o.get, 0, o.name...) {
+			l.there[o] = a
+		}
+	}
+	if l.there[r.chain] != nil {
+		for _, a := range ask(unix.NFT_MSG_GETRULE, netlink.Dump, field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name), field(unix.NFTA_RULE_CHAIN, r.cfg.chain())) {
+			comment := a.Comment(unix.NFTA_RULE_USERDATA, 0)
+			l.rules = append(l.rules, foundRule{a.Number(unix.NFTA_RULE_HANDLE), comment, strings.HasPrefix(comment, mark+" ")})
+		}
+	}
+	return l, err
+}
+
 func (r *Ruleset) state(l layout, found []string) State {
 	s := State{Found: found}
-	for i, name := range r.cfg.Blocked {
-		if have, ok := l.sets[name]; ok {
-			name, _ := strings.CutPrefix(have.comment, setMark)
-			if !have.ours {
+	for i, o := range r.sets[:2] {
+		if a := l.there[o]; a != nil {
+			name, ours := strings.CutPrefix(a.Comment(o.comment, o.udata), setMark)
+			if !ours {
 				name = "foreign"
 			}
-			s.Size[i] = int(have.size)
-			s.Set[i] = fmt.Sprintf("%s.%d.%d", name, l.table.handle, have.handle)
+			s.Size[i] = setSize(a)
+			s.Set[i] = fmt.Sprintf("%s.%d.%d", name, l.table.Number(tableHandle), a.Number(setHandle))
 		}
 	}
 	return s
 }
 
-// wantedSet is how a set should be.
-func (r *Ruleset) wantedSet(i int) set {
-	flags := uint32(unix.NFT_SET_TIMEOUT)
-	if i >= 2 {
-		flags = unix.NFT_SET_INTERVAL
-	}
-	return set{flags: flags, keyType: keyTypes[i%2], keyLen: keyLens[i%2]}
-}
-
-// checkSets checks the administrator's sets of blocked addresses.
+// checkSets checks the administrator's sets of blocked addresses, which may have a
+// size and a timeout of their own.
 func (r *Ruleset) checkSets(l layout) error {
-	for i, name := range r.cfg.Blocked {
-		if have, ok := l.sets[name]; ok && r.cfg.Families()[i] {
-			want := r.wantedSet(i)
-			if have.keyType != want.keyType || have.flags&^unix.NFT_SET_EVAL != want.flags {
-				return &InTheWay{fmt.Sprintf("set %s of table %s: want type %s and flags timeout alone", name, r.cfg.Table, []string{"ipv4_addr", "ipv6_addr"}[i])}
-			}
+	for i, o := range r.sets {
+		a := l.there[o]
+		if a == nil || !r.cfg.Families()[i] {
+			continue
+		}
+		delete(a, unix.NFTA_SET_DESC)
+		delete(a, unix.NFTA_SET_TIMEOUT)
+		if o.fits(a) != fine {
+			return &InTheWay{fmt.Sprintf("%s: want type %s and flags timeout", o.what, []string{"ipv4_addr", "ipv6_addr"}[i])}
 		}
 	}
 	return nil
 }
 
-// compare finds what is wrong with l, and what puts it right.
-func (r *Ruleset) compare(l layout) (c *change, wrong []string, err error) {
-	c = &change{at: r.cfg.Table}
-	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-	foreign := func(format string, args ...any) (*change, []string, error) {
-		return nil, nil, &InTheWay{fmt.Sprintf(format, args...) + " is there and not rblnftd's"}
-	}
-	t, chain := l.table, r.cfg.chain()
-	hook, priority := r.cfg.hook()
+// compare finds what is wrong with l, and adds to t what puts it right.
+func (r *Ruleset) compare(l layout, t *nft.Transaction) (wrong []string, err error) {
 	switch {
-	case t.ownedBy != 0:
-		return nil, nil, &InTheWay{fmt.Sprintf("table %s belongs to the owner of netlink port %d (flags owner): nobody else may change it", r.cfg.Table, t.ownedBy)}
-	case t.flags&tableDormant != 0 && !t.ours:
-		return nil, nil, &InTheWay{fmt.Sprintf("table %s is dormant, and not rblnftd's to wake", r.cfg.Table)}
-	case !t.exists:
-		say("no table %s", r.cfg.Table)
-		c.addTable()
-	case t.flags&tableDormant != 0:
-		say("table %s is dormant", r.cfg.Table)
-		c.addTable()
+	case l.table == nil:
+		wrong = append(wrong, "no "+r.table.what)
+		r.table.make(t, r.cfg.Table, "")
+	case l.table.Number(tableOwner) != 0:
+		return nil, &InTheWay{fmt.Sprintf("%s has an owner (flags owner), netlink port %d: nobody else may change it", r.table.what, l.table.Number(tableOwner))}
+	case r.table.fits(l.table) == fine:
+	case !r.table.isOurs(l.table):
+		return nil, &InTheWay{r.table.what + " is dormant, and not rblnftd's to wake"}
+	default:
+		wrong = append(wrong, r.table.what+" is dormant")
+		r.table.make(t, r.cfg.Table, "")
 	}
-	if l.chain.exists && !l.chain.ours {
-		return foreign("chain %s of table %s", chain, r.cfg.Table)
-	}
-	sameChain := l.chain.kind == "filter" && l.chain.hook == hook && l.chain.priority == priority
-	var anew []int // sets
-	for i, name := range append(r.cfg.Blocked[:], r.cfg.Allowed[:]...) {
-		switch have, ok := l.sets[name]; {
-		case !ok:
-			say("no set %s", name)
-		case !have.ours:
-			return foreign("set %s of table %s", name, r.cfg.Table)
-		case have.set != r.wantedSet(i):
-			say("set %s is of another kind", name)
-		default:
+	fits := map[*object]fit{}
+	anew := false
+	for _, o := range r.objects {
+		a, exists := l.there[o]
+		switch {
+		case !exists:
+			wrong = append(wrong, "no "+o.what)
+			fits[o] = replace
 			continue
+		case !o.isOurs(a):
+			return nil, &InTheWay{o.what + " is there, and not rblnftd's"}
 		}
-		anew = append(anew, i)
+		if fits[o] = o.fits(a); fits[o] != fine {
+			wrong = append(wrong, "another "+o.what)
+			anew = anew || fits[o] == replace
+		}
 	}
-
 	// Rules let go of what they use before that is made anew.
-	sameRules := slices.Equal(ours(l.rules), comments(r.rules)) && sameChain
-	for _, i := range anew {
-		_, exists := l.sets[r.setName(i)]
-		sameRules = sameRules && !exists
-	}
+	sameRules := r.sameRules(l.rules) && !anew
 	if !sameRules {
-		if l.chain.exists {
-			say("other rules in chain %s", chain)
+		if l.there[r.chain] != nil {
+			wrong = append(wrong, "other rules in "+r.chain.what)
 		}
 		for _, have := range l.rules {
 			if have.ours {
-				c.delRule(chain, have.handle)
+				r.delRule(t, have.handle)
 			}
 		}
 	}
-	for _, i := range anew {
-		name := r.setName(i)
-		if _, exists := l.sets[name]; exists {
-			c.delSet(name)
+	for _, o := range r.objects {
+		if fits[o] == fine {
+			continue
 		}
-		gc := uint32(0)
-		if i < 2 {
-			gc = gcInterval
+		if _, exists := l.there[o]; exists && fits[o] == replace {
+			o.delete(t, r.cfg.Table)
 		}
-		c.addSet(name, r.wantedSet(i), gc, setMark+randomName())
+		own := ""
+		if slices.Contains(r.sets, o) {
+			own = randomName()
+		}
+		o.make(t, r.cfg.Table, own)
 	}
-	for i, name := range r.cfg.Allowed {
-		if r.stale || slices.Contains(anew, i+2) {
-			c.SetIntervals(r.cfg.Table, name, r.allow[i])
+	for i, o := range r.sets[2:] {
+		if r.stale || fits[o] != fine {
+			t.SetIntervals(r.cfg.Table, r.cfg.Allowed[i], r.allow[i])
 		}
-	}
-	for _, name := range counters {
-		if isOurs, exists := l.counters[name]; !exists {
-			c.addCounter(name)
-		} else if !isOurs {
-			return foreign("counter %s of table %s", name, r.cfg.Table)
-		}
-	}
-	switch {
-	case !l.chain.exists:
-		say("no chain %s", chain)
-		c.addChain(chain, hook, priority)
-	case !sameChain:
-		say("chain %s has another hook", chain)
-		c.delChain(chain)
-		c.addChain(chain, hook, priority)
-	case l.chain.policy != accept:
-		say("chain %s has another policy", chain)
-		c.addChain(chain, hook, priority)
 	}
 	if !sameRules {
 		for _, w := range r.rules {
-			c.addRule(chain, w)
+			t.Message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.cfg.Table,
+				field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name), field(unix.NFTA_RULE_CHAIN, r.cfg.chain()),
+				field(unix.NFTA_RULE_EXPRESSIONS, w.expressions), field(unix.NFTA_RULE_USERDATA, nft.Comment{Text: w.comment}))
 		}
 	}
-	return c, wrong, nil
+	return wrong, nil
 }
 
-// setName is the name of the ith set: blocked4, blocked6, allowed4, allowed6.
-func (r *Ruleset) setName(i int) string {
-	if i < 2 {
-		return r.cfg.Blocked[i]
+// sameRules reports whether those of rules that are ours are the ones wanted.
+func (r *Ruleset) sameRules(rules []foundRule) bool {
+	i := 0
+	for _, have := range rules {
+		if have.ours {
+			if i == len(r.rules) || have.comment != r.rules[i].comment {
+				return false
+			}
+			i++
+		}
 	}
-	return r.cfg.Allowed[i-2]
+	return i == len(r.rules)
+}
+
+func (r *Ruleset) delRule(t *nft.Transaction, handle uint64) {
+	t.Message(unix.NFT_MSG_DELRULE, 0, r.cfg.Table, field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name),
+		field(unix.NFTA_RULE_CHAIN, r.cfg.chain()), field(unix.NFTA_RULE_HANDLE, handle))
 }
 
 // randomName names a set that is made, so that it is told from every other one.
@@ -298,78 +336,55 @@ func randomName() string {
 	return hex.EncodeToString(b[:])
 }
 
-func isOurs(comment, mark string) bool { return strings.HasPrefix(comment, mark) }
-
-func ours(rules []foundRule) (all []string) {
-	for _, r := range rules {
-		if r.ours {
-			all = append(all, r.comment)
-		}
-	}
-	return all
-}
-
-func comments(rules []rule) (all []string) {
-	for _, r := range rules {
-		all = append(all, r.comment)
-	}
-	return all
-}
-
 // Remove takes away what is ours under the names of a configuration: rules, chain,
 // sets and counters and, if nothing else is in it, the table; but not what a second
 // one, which may be nil, has a use for. What others use of it stays, and is an
 // [InTheWay].
 func Remove(conn *nft.Conn, cfg Config, keep *Config) error {
-	if !cfg.Rules {
-		return nil
-	}
-	r := &Ruleset{conn: conn, cfg: cfg}
-	l, err := r.look()
-	if err != nil || !l.table.exists {
+	r, err := New(conn, cfg, nil)
+	if err != nil || !cfg.Rules {
 		return err
 	}
-	sameTable := keep != nil && keep.Rules && keep.Table == cfg.Table
-	c := &change{at: cfg.Table}
-	if !sameTable || keep.chain() != cfg.chain() {
-		foreign := false
-		for _, have := range l.rules {
-			if have.ours {
-				c.delRule(cfg.chain(), have.handle)
-			}
-			foreign = foreign || !have.ours
+	l, err := r.look()
+	if err != nil || l.table == nil {
+		return err
+	}
+	kept := map[string]bool{}
+	if keep != nil {
+		k, err := New(conn, *keep, nil)
+		if err != nil {
+			return err
 		}
-		if l.chain.ours && !foreign {
-			c.delChain(cfg.chain())
+		for _, o := range k.objects {
+			kept[o.what] = true
 		}
 	}
-	for i := range 4 {
-		name := r.setName(i)
-		if l.sets[name].ours && !(sameTable && (slices.Contains(keep.Blocked[:], name) || slices.Contains(keep.Allowed[:], name))) {
-			c.delSet(name)
+	var t nft.Transaction
+	foreign := false // rules in our chain
+	for _, have := range l.rules {
+		foreign = foreign || !have.ours
+		if have.ours && !kept[r.chain.what] {
+			r.delRule(&t, have.handle)
 		}
 	}
-	for _, name := range counters {
-		if l.counters[name] && !sameTable {
-			c.delCounter(name)
+	for _, o := range r.objects {
+		if a := l.there[o]; a != nil && o.isOurs(a) && !kept[o.what] && !(o == r.chain && foreign) {
+			o.delete(&t, cfg.Table)
 		}
 	}
-	err = conn.Commit(&c.Transaction)
+	err = conn.Commit(&t)
 	if errors.Is(err, unix.EBUSY) {
 		return &InTheWay{fmt.Sprintf("table %s: somebody else's rules use rblnftd's sets or counters", cfg.Table)}
 	}
 	if err == nil {
 		l, err = r.look()
 	}
-	if err == nil && l.table.ours && l.table.use == 0 {
-		c := &change{at: cfg.Table}
-		c.delTable()
-		err = conn.Commit(&c.Transaction)
+	if err == nil && l.table != nil && r.table.isOurs(l.table) && l.table.Number(unix.NFTA_TABLE_USE) == 0 {
+		var t nft.Transaction
+		r.table.delete(&t, cfg.Table)
+		err = conn.Commit(&t)
 	}
-	if errors.Is(err, unix.ENOENT) { // somebody was faster
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOENT) { // somebody was faster
 		return fmt.Errorf("remove table %s: %w", cfg.Table, err)
 	}
 	return nil
