@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -355,11 +356,14 @@ func checkKernel() error {
 	if err := unix.Uname(&name); err != nil {
 		return fmt.Errorf("uname: %w", err)
 	}
-	release := unix.ByteSliceToString(name.Release[:])
+	return checkRelease(unix.ByteSliceToString(name.Release[:]))
+}
+
+func checkRelease(release string) error {
 	var have, want [2]int
 	fmt.Sscanf(release, "%d.%d", &have[0], &have[1])
 	fmt.Sscanf(OldestKernel, "%d.%d", &want[0], &want[1])
-	if have[0] < want[0] || have[0] == want[0] && have[1] < want[1] {
+	if slices.Compare(have[:], want[:]) < 0 {
 		return fmt.Errorf("the kernel is Linux %s, and %s or newer is needed", release, OldestKernel)
 	}
 	return nil

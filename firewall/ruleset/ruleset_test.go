@@ -166,7 +166,7 @@ func TestRepair(t *testing.T) {
 		"ours, another":    {"flush ruleset\ntable inet rblnft { comment \"rblnftd\"; set blocked4 { type inet_service; comment \"rblnft x\"; }; }\n", [2]bool{true, true}},
 		"ours, other hook": {"flush chain inet rblnft input\ndelete chain inet rblnft input\nadd chain inet rblnft input { type filter hook forward priority 0; comment \"rblnftd\"; }\n", [2]bool{}},
 		"ours, with size":  {"flush chain inet rblnft input\ndelete set inet rblnft blocked6\nadd set inet rblnft blocked6 { type ipv6_addr; flags timeout; size 10; comment \"rblnft x\"; }\n", [2]bool{false, true}},
-		"another of ours": {"add rule inet rblnft input tcp dport 25 drop comment \"rblnftd 0\"\n", [2]bool{}},
+		"another of ours":  {"add rule inet rblnft input tcp dport 25 drop comment \"rblnftd 0\"\n", [2]bool{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			flush(t)

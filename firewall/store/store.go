@@ -174,7 +174,7 @@ func (s *Store) add(line func([]byte) []byte, changed bool) {
 	if changed {
 		s.lines = line(s.lines)
 	}
-	if s.within {
+	if s.within || s.ended { // and not yet in place
 		s.fresh = line(s.fresh)
 	}
 }
