@@ -54,7 +54,8 @@ type Firewall struct {
 	// When there is something to do.
 	ensure     bool // soon
 	ensureAt   time.Time
-	by         string // who made it necessary
+	ensured    time.Time // last
+	by         string    // who made it necessary
 	retryAt    time.Time
 	pauseEnd   time.Time
 	sweepAt    time.Time

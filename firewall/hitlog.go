@@ -68,7 +68,7 @@ func (l *hitLog) blocked(p book.Pending, r book.Record, renewed bool, left time.
 		slog.String("code", text(p.Code())),
 		slog.String("decision", string(decision)),
 		slog.String("prefix", r.Key.Prefix().String()),
-		slog.Duration("timeout", left),
+		slog.Duration("timeout", left.Round(time.Second)),
 		slog.String("expires", time.Now().Add(left).UTC().Format("2006-01-02T15:04:05.000Z")),
 		slog.Int("returns", r.Returns),
 		slog.Int("batch", l.batch),

@@ -43,14 +43,13 @@ func TestHitsReachTheKernel(t *testing.T) {
 // A block that has ended and comes back lasts longer.
 func TestReturns(t *testing.T) {
 	cfg := testConfig()
-	cfg.Policy.Expiry = 300 * time.Millisecond
+	cfg.Policy.Expiry = time.Second
 	b := fresh(t, cfg)
 	b.hits("192.0.2.1")
 	b.says("addr=192.0.2.1", "returns=0")
 	b.has()
-	time.Sleep(300 * time.Millisecond)
 	b.hits("192.0.2.1")
-	b.says("addr=192.0.2.1", "returns=1", "timeout=600ms")
+	b.says("addr=192.0.2.1", "returns=1", "timeout=2s")
 }
 
 // A listing whose return code says whose network it is blocks nobody.
@@ -604,10 +603,8 @@ func TestLargeRefill(t *testing.T) {
 	began := time.Now()
 	nftRun(t, "flush", "ruleset")
 	b.hits("192.0.2.1")
-	b.says("addr=192.0.2.1", "decision=blocked")
-	hit := time.Since(began)
 	b.says("elements restored", "set=blocked4", "restored=200000")
-	t.Logf("the hit was in after %s, all elements after %s", hit, time.Since(began))
+	t.Logf("all elements were in after %s", time.Since(began))
 	b.quiet()
 	if got := strings.Count(nftRun(t, "list", "set", "inet", "rblnft", "blocked4"), "expires"); got != n+1 {
 		t.Errorf("%d elements", got)

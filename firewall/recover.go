@@ -72,6 +72,7 @@ func (f *Firewall) watch() error {
 func (f *Firewall) hint(c nft.Change) {
 	if c.Structure || c.Lost {
 		f.ensure = true
+		f.ensureAt = f.ensured.Add(ensureInterval)
 	}
 	if c.By != "" {
 		f.by = c.By
@@ -135,7 +136,7 @@ func (f *Firewall) ensureNow(now time.Time) {
 		state, err = f.rules.Ensure()
 		return err
 	})
-	f.ensureAt = now.Add(ensureInterval)
+	f.ensured, f.ensureAt = now, now.Add(ensureInterval)
 	if err != nil {
 		if f.unusable == nil || f.unusable.Error() != err.Error() {
 			f.log.Error("the table cannot be put right", "error", err, "by", f.by)
@@ -144,7 +145,7 @@ func (f *Firewall) ensureNow(now time.Time) {
 		for i := range f.sets {
 			f.sets[i].id = ""
 		}
-		f.ensure, f.ensureAt = true, now.Add(ensureInterval)
+		f.ensure = true
 		var inTheWay *ruleset.InTheWay
 		if errors.As(err, &inTheWay) {
 			f.ensureAt = now.Add(ensureRetry) // or when it changes

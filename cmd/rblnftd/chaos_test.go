@@ -18,40 +18,39 @@ import (
 	"testing"
 	"time"
 
-	"rblnft/firewall"
+	"golang.org/x/sys/unix"
+
+	"rblnft/firewall/book"
 	"rblnft/firewall/hit"
 )
 
 var (
-	chaosTime = flag.Duration("chaos", 60*time.Second, "how long the chaos test goes on")
-	kills     = flag.Int("kills", 200, "how often the daemon is killed under load")
+	chaosTime = flag.Duration("chaos", 45*time.Second, "how long the chaos test goes on")
+	kills     = flag.Int("kills", 80, "how often the daemon is killed under load")
 )
 
 // An acknowledgement is a line of the daemon's log that says that an address is
-// blocked, which it writes when the block is in the journal and in the kernel.
-type acknowledgement struct{ expires time.Time }
+// blocked, which it writes when the block is in the kernel.
+type acknowledgement struct{ expires, at time.Time }
 
 // acknowledged returns the last acknowledgement of each block, by the first
 // address of what is blocked.
-func acknowledged(t testing.TB, lines []string) map[string]acknowledgement {
-	t.Helper()
+func (s *site) acknowledged() map[string]acknowledgement {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	all := map[string]acknowledgement{}
-	for _, line := range lines {
-		rest, ok := strings.CutPrefix(line, "rblnftd: blocked addr=")
-		if !ok {
-			continue
-		}
-		prefix, err := netip.ParsePrefix(field(rest, "prefix"))
-		if err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		expires, err := time.Parse(time.RFC3339, field(rest, "expires"))
-		if err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		// Lines about different batches come in order, those about one too.
-		if key := prefix.Addr().String(); expires.After(all[key].expires) {
-			all[key] = acknowledgement{expires}
+	for i, line := range s.lines {
+		if rest, ok := strings.CutPrefix(line, "rblnftd: blocked addr="); ok {
+			prefix, err := netip.ParsePrefix(field(rest, "prefix"))
+			if err != nil {
+				s.t.Fatalf("%q: %v", line, err)
+			}
+			expires, err := time.Parse(time.RFC3339, field(rest, "expires"))
+			if err != nil {
+				s.t.Fatalf("%q: %v", line, err)
+			}
+			all[prefix.Addr().String()] = acknowledgement{expires, s.at[i]}
 		}
 	}
 	return all
@@ -78,12 +77,12 @@ type senders struct {
 
 // hit sends a hit of an address.
 func (s *senders) hit(addr netip.Addr) {
-	key := firewall.PrefixOf(addr).Addr().String()
+	key := book.KeyOf(addr).Addr().String()
 	s.mu.Lock()
 	s.sent[key] = append(s.sent[key], time.Now())
 	s.mu.Unlock()
 	h := hit.Hit{Addr: addr, Zone: "bl.example", Code: netip.AddrFrom4([4]byte{127, 0, 0, 2}), Answer: "553 listed"}
-	if sent, err := send(s.path, h, -1); !sent || err != nil {
+	if sent, err := send(s.path, h); !sent || err != nil {
 		s.gone.Add(1)
 	}
 	s.n.Add(1)
@@ -98,25 +97,32 @@ func isAllowed(addr netip.Addr) bool {
 	return slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// victim returns an address: a new one, one that was there before, an allowed
-// one.
+// victim returns an address: a new one, one that was there before, an allowed one,
+// one that others delete or that is allowed now and then.
 func victim(r *rand.Rand, sender, n int) netip.Addr {
-	switch r.IntN(12) {
+	switch r.IntN(14) {
 	case 0:
 		return netip.AddrFrom4([4]byte{10, byte(r.IntN(256)), byte(r.IntN(256)), 1})
 	case 1:
 		return netip.MustParseAddr("fd00::1")
 	case 2, 3:
 		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(sender), byte(r.IntN(4)), byte(r.IntN(256)), 15: byte(n)})
-	case 4, 5, 6:
+	case 4:
+		return netip.AddrFrom4([4]byte{unsure, 0, 0, byte(r.IntN(256))})
+	case 5, 6, 7:
 		n = r.IntN(n + 1)
 	}
-	return netip.AddrFrom4([4]byte{100, byte(sender), byte(n >> 8), byte(n)})
+	return netip.AddrFrom4([4]byte{101, byte(sender), byte(n >> 8), byte(n)})
 }
+
+// unsure is the first byte of addresses of which it cannot be said whether they are
+// blocked in the end: others delete and allow them.
+const unsure = 103
 
 // Whatever happens to the daemon and to the ruleset, in the end every address
 // whose block was acknowledged is blocked for as long as was said, and nobody
-// else ever was.
+// else ever was. What was acknowledged in the last moments before a kill -9 may be
+// lost, if the kernel loses it too.
 func TestChaos(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -139,12 +145,12 @@ func TestChaos(t *testing.T) {
 				if r.IntN(20) == 0 {
 					time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond)
 				} else {
-					time.Sleep(time.Duration(r.IntN(12)) * time.Millisecond)
+					time.Sleep(time.Duration(20+r.IntN(40)) * time.Millisecond)
 				}
 			}
 		})
 	}
-	// Somebody looks on.
+	// Somebody looks on, and somebody deletes by hand.
 	running.Go(func() {
 		for {
 			select {
@@ -155,36 +161,57 @@ func TestChaos(t *testing.T) {
 			}
 		}
 	})
+	running.Go(func() {
+		r := rand.New(rand.NewPCG(seed, 50))
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+				disturb(fmt.Sprintf("delete element inet rblnft blocked4 { %d.0.0.%d }", unsure, r.IntN(256)))
+			}
+		}
+	})
 
 	r := rand.New(rand.NewPCG(seed, 100))
 	happened := map[string]int{}
+	var kills []time.Time
+	kill := func() {
+		kills = append(kills, time.Now())
+		s.kill()
+	}
 	events := []struct {
 		name string
 		do   func()
 	}{
-		{"kill -9", func() { s.kill(); pause(r, 300); s.launch() }},
-		{"kill -9", func() { s.kill(); s.launch() }},
-		{"kill -9 while it starts", func() { s.kill(); s.launch(); pause(r, 60); s.kill(); s.launch() }},
+		{"kill -9", func() { kill(); pause(r, 300); s.launch() }},
+		{"kill -9", func() { kill(); s.launch() }},
+		{"kill -9 while it starts", func() { kill(); s.launch(); pause(r, 60); kill(); s.launch() }},
 		{"restart", func() { s.signal(syscall.SIGTERM); s.wait(); s.launch() }},
 		{"flush ruleset", func() { disturb("flush ruleset") }},
 		{"flush ruleset twice", func() { disturb("flush ruleset"); pause(r, 20); disturb("flush ruleset") }},
-		{"flush ruleset while it is down", func() { s.kill(); disturb("flush ruleset"); pause(r, 100); s.launch() }},
+		{"flush ruleset while it is down", func() { kill(); disturb("flush ruleset"); pause(r, 100); s.launch() }},
 		{"delete table", func() { disturb("delete table inet rblnft") }},
-		{"delete chain", func() { disturb("delete chain inet rblnft input") }},
+		{"delete chain", func() { disturb("flush chain inet rblnft input; delete chain inet rblnft input") }},
 		{"flush chain", func() { disturb("flush chain inet rblnft input") }},
 		{"delete set", func() {
 			disturb("flush chain inet rblnft input; delete set inet rblnft blocked" + []string{"4", "6"}[r.IntN(2)])
 		}},
-		{"another table of that name", func() {
+		{"another table of that name, for a while", func() {
 			disturb("delete table inet rblnft; add table inet rblnft; add chain inet rblnft other; add set inet rblnft blocked4 { type ipv6_addr; }")
+			pause(r, 200)
+			disturb("delete table inet rblnft")
 		}},
 		{"bad datagrams", func() { nonsense(r, s.socket, 500) }},
-		{"full queue", func() {
+		{"stopped", func() {
 			s.signal(syscall.SIGSTOP)
 			pause(r, 400)
 			s.signal(syscall.SIGCONT)
 		}},
-		{"reload", func() { s.signal(syscall.SIGHUP) }},
+		{"reload", func() {
+			s.configure([]string{"", fmt.Sprintf("allow = [\"%d.0.0.0/25\"]", unsure)}[r.IntN(2)])
+			s.signal(syscall.SIGHUP)
+		}},
 	}
 	for end := time.Now().Add(*chaosTime); time.Now().Before(end); {
 		e := events[r.IntN(len(events))]
@@ -196,17 +223,42 @@ func TestChaos(t *testing.T) {
 	running.Wait()
 
 	// Let what waits in the socket be done. Restarting says when it is.
-	s.signal(syscall.SIGCONT)
+	s.configure("")
+	disturb("delete table inet rblnft") // which may not be ours
 	from := s.logged()
 	time.Sleep(200 * time.Millisecond)
 	s.signal(syscall.SIGTERM)
-	s.wait()
+	if code := s.wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
 	s.start()
 	s.await(from, "rblnftd: ready")
-	acks := acknowledged(t, s.log(0))
+	acks := s.acknowledged()
+	for key, ack := range acks {
+		excused := slices.ContainsFunc(kills, func(at time.Time) bool {
+			return ack.at.After(at.Add(-400*time.Millisecond)) && ack.at.Before(at.Add(time.Second))
+		})
+		if excused || netip.MustParseAddr(key).As16()[12] == unsure && netip.MustParseAddr(key).Is4() {
+			delete(acks, key)
+		}
+	}
+	all.check(t, acks)
+	if n := s.descriptors(); n > 30 {
+		t.Errorf("%d descriptors are open", n)
+	}
+	t.Logf("%d hits sent, %d of them to nobody; %d addresses acknowledged; happened: %v", all.n.Load(), all.gone.Load(), len(acks), happened)
+	if len(acks) < 100 {
+		t.Errorf("only %d addresses were acknowledged", len(acks))
+	}
+	s.end()
+}
+
+// check waits until what was acknowledged is so.
+func (s *senders) check(t *testing.T, acks map[string]acknowledgement) {
+	t.Helper()
 	var wrong []string
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if wrong = all.compare(t, acks); len(wrong) == 0 || time.Now().After(deadline) {
+		if wrong = s.compare(t, acks); len(wrong) == 0 || time.Now().After(deadline) {
 			break
 		}
 	}
@@ -216,15 +268,7 @@ func TestChaos(t *testing.T) {
 	if len(wrong) > 0 {
 		t.Errorf("%d addresses are wrong", len(wrong))
 	}
-	all.nobodyElse(t)
-	if n := s.descriptors(); n > 30 {
-		t.Errorf("%d descriptors are open", n)
-	}
-	t.Logf("%d hits sent, %d of them to nobody; %d addresses acknowledged; happened: %v", all.n.Load(), all.gone.Load(), len(acks), happened)
-	if len(acks) < 100 {
-		t.Errorf("only %d addresses were acknowledged", len(acks))
-	}
-	s.end()
+	s.nobodyElse(t)
 }
 
 // pause waits for a while, of most milliseconds.
@@ -297,13 +341,19 @@ func (s *senders) compare(t *testing.T, acks map[string]acknowledgement) (wrong 
 	return wrong
 }
 
-// The daemon is killed at random moments under load. Every start succeeds, and
-// what was acknowledged is there.
+// The daemon is killed at random moments under load, with a book that is full or
+// not. Every start succeeds, and what was acknowledged is there.
 func TestKillsUnderLoad(t *testing.T) {
+	for name, config := range map[string]string{"with room": "", "full": "max_elements = 2000\nexpiry = \"8h\"\n"} {
+		t.Run(name, func(t *testing.T) { testKillsUnderLoad(t, config) })
+	}
+}
+
+func testKillsUnderLoad(t *testing.T, config string) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	s := newSite(t, "")
+	s := newSite(t, config)
 	all := &senders{path: s.socket, sent: map[string][]time.Time{}}
 	stop := make(chan struct{})
 	var running sync.WaitGroup
@@ -322,6 +372,7 @@ func TestKillsUnderLoad(t *testing.T) {
 		})
 	}
 	killedEarly := 0
+	var killedAt []time.Time
 	for i := range *kills {
 		from := s.logged()
 		s.launch()
@@ -330,14 +381,14 @@ func TestKillsUnderLoad(t *testing.T) {
 			killedEarly++
 		} else {
 			s.await(from, "rblnftd: ready")
-			pause(r, 60)
+			pause(r, 300)
 		}
-		if code := s.cmd.ProcessState; code != nil {
-			t.Fatalf("start %d ended by itself", i)
+		killedAt = append(killedAt, time.Now())
+		if code := s.kill(); code != -1 {
+			t.Fatalf("start %d ended by itself, with code %d", i, code)
 		}
-		s.kill()
 		for _, line := range s.log(from) {
-			if strings.Contains(line, "error: ") || strings.Contains(line, "journal is damaged") && !strings.Contains(line, "lines_lost=1") {
+			if strings.Contains(line, "error: ") || strings.Contains(line, "damaged") && !strings.Contains(line, "lines_lost=1") {
 				t.Fatalf("start %d: %s", i, line)
 			}
 		}
@@ -347,26 +398,97 @@ func TestKillsUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	running.Wait()
-	acks := acknowledged(t, s.log(0))
-	flush(t) // it is the journal alone that remembers
-	s.start()
-	var wrong []string
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if wrong = all.compare(t, acks); len(wrong) == 0 || time.Now().After(deadline) {
-			break
+	acks := s.acknowledged()
+	for key, ack := range acks {
+		if slices.ContainsFunc(killedAt, func(at time.Time) bool {
+			return ack.at.After(at.Add(-250*time.Millisecond)) && ack.at.Before(at.Add(time.Second))
+		}) {
+			delete(acks, key)
 		}
 	}
-	for _, w := range wrong[:min(20, len(wrong))] {
-		t.Error(w)
-	}
-	all.nobodyElse(t)
+	flush(t) // it is the state alone that remembers
+	s.start()
+	all.check(t, acks)
 	files, err := os.ReadDir(s.state)
-	if err != nil || len(files) > 25 {
+	if err != nil || len(files) > 3 {
 		t.Errorf("%d files in the state directory, %v", len(files), err)
 	}
 	t.Logf("%d kills, %d of them while it started; %d hits sent; %d addresses acknowledged", *kills, killedEarly, all.n.Load(), len(acks))
-	if len(acks) < 100 {
+	if len(acks) < 50 {
 		t.Errorf("only %d addresses were acknowledged", len(acks))
 	}
+	s.end()
+}
+
+// Eight senders send as fast as they can while eight processes flush the ruleset.
+// What was taken from them is in the kernel in the end, and nothing else.
+func TestFlood(t *testing.T) {
+	longQueues(t)
+	s := newSite(t, "")
+	s.start()
+	stop := make(chan struct{})
+	var running, sending sync.WaitGroup
+	for range 8 {
+		running.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration(rand.IntN(300)) * time.Millisecond):
+					disturb("flush ruleset")
+				}
+			}
+		})
+	}
+	var sent [8]int
+	var turnedAway atomic.Int64
+	for i := range sent {
+		sending.Go(func() {
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer unix.Close(fd)
+			if err := unix.Connect(fd, &unix.SockaddrUnix{Name: s.socket}); err != nil {
+				t.Error(err)
+				return
+			}
+			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+				for range 100 {
+					line := hitLine(netip.AddrFrom4([4]byte{31, byte(i), byte(sent[i] >> 8), byte(sent[i])}))
+					switch err := unix.Sendto(fd, line, unix.MSG_DONTWAIT, nil); err {
+					case nil:
+						sent[i] = (sent[i] + 1) % 65536
+					case unix.EAGAIN:
+						turnedAway.Add(1)
+					default:
+						t.Error(err)
+						return
+					}
+				}
+				time.Sleep(16 * time.Millisecond)
+			}
+		})
+	}
+	sending.Wait()
+	close(stop)
+	running.Wait()
+	s.signal(syscall.SIGTERM)
+	if code := s.wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	flush(t)
+	s.start()
+	total := 0
+	for _, n := range sent {
+		total += n
+	}
+	line := s.await(0, "rblnftd: ended")
+	if field(line, "received") != fmt.Sprint(total) || field(line, "waiting") != "0" {
+		t.Errorf("%d hits were taken: %s", total, line)
+	}
+	s.await(0, "elements restored", "set=blocked4", fmt.Sprintf("restored=%d", total))
+	t.Logf("%d hits taken, %d turned away for the moment", total, turnedAway.Load())
 	s.end()
 }

@@ -5,15 +5,17 @@ package main
 import (
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
 
-	"rblnft/firewall"
+	"rblnft/dnsbl"
 	"rblnft/firewall/book"
-	"rblnft/firewall/intake"
+	"rblnft/firewall/nft"
+	"rblnft/firewall/ruleset"
 )
 
 func TestGoodConfigurations(t *testing.T) {
@@ -24,32 +26,28 @@ func TestGoodConfigurations(t *testing.T) {
 	tests := map[string]func(*config){
 		"empty": func(*config) {},
 		"full": func(c *config) {
-			c.table = firewall.Config{
-				Table: "inet mail", Blocked4: "b4", Blocked6: "b6", Allowed4: "a4", Allowed6: "a6",
-				Rules: true, Chain: "mail-in", Hook: firewall.HookPrerouting, Verdict: firewall.Reject,
-				Ports: []uint16{25, 2525}, MaxElements: 5000,
-				Allow: []netip.Prefix{
+			c.Ruleset = ruleset.Config{
+				Table: nft.Table{Family: nft.INet, Name: "mail"}, Blocked: [2]string{"b4", "b6"}, Allowed: [2]string{"a4", "a6"},
+				Rules: true, Chain: "mail-in", Hook: ruleset.HookPrerouting, Verdict: ruleset.Reject, Ports: []uint16{25, 2525},
+			}
+			codes, err := dnsbl.ParseCodes("127.0.0.[10;11]")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Policy = book.Policy{Hits: 3, Window: 5 * time.Minute, Expiry: 90 * time.Minute, Escalate: 3,
+				MaxExpiry: 24 * time.Hour, MaxElements: 5000, Ignore: []book.Listing{{Zone: "zen.example", Codes: codes}, {Zone: "all.example"}},
+				Allow: append(c.Policy.Allow,
 					netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8::/48"),
-					netip.MustParsePrefix("2001:db8:1::1/128"), netip.MustParsePrefix("203.0.113.0/24"),
-				},
+					netip.MustParsePrefix("2001:db8:1::1/128"), netip.MustParsePrefix("203.0.113.0/24")),
 			}
-			c.book = book.Policy{Hits: 3, Window: 5 * time.Minute, Expiry: 90 * time.Minute, Escalate: 3,
-				MaxExpiry: 24 * time.Hour, MaxElements: 5000, Allow: c.table.Allow}
-			c.intake = intake.Policy{
-				Senders: intake.Senders{UIDs: []uint32{0, 0, 7791}, GIDs: []uint32{0, 2108}},
-				Peer:    intake.Require, Ports: c.table.Ports,
-			}
-			c.socketMode, c.socketGroup = 0o600, 0
+			c.Batch, c.socketGroup = time.Second, 0
 		},
 		"set-only": func(c *config) {
-			c.table.Table, c.table.Rules = "inet filter", false
-			c.table.Allow = []netip.Prefix{}
-			c.book.Allow = c.table.Allow
+			c.Ruleset.Table.Name, c.Ruleset.Rules = "filter", false
 		},
 		"long-expiry": func(c *config) {
-			c.book.Expiry, c.book.MaxExpiry = 720*time.Hour, 720*time.Hour
-			c.intake.Senders = intake.Senders{GIDs: []uint32{2108}}
-			c.socketMode, c.socketGroup = 0o660, 2108
+			c.Policy.Expiry, c.Policy.MaxExpiry = 336*time.Hour, 336*time.Hour
+			c.Batch, c.socketGroup = 0, 2108
 		},
 	}
 	files, err := filepath.Glob("testdata/good/*.toml")
@@ -70,10 +68,36 @@ func TestGoodConfigurations(t *testing.T) {
 		})
 	}
 
-	if def.book.Expiry != time.Hour || def.book.Hits != 1 || def.book.Escalate != 2 || def.book.MaxExpiry != 168*time.Hour ||
-		def.book.MaxElements != 1_000_000 || def.intake.Peer != intake.Verify || !reflect.DeepEqual(def.table, firewall.DefaultConfig()) ||
-		!reflect.DeepEqual(def.book.Allow, def.table.Allow) {
+	if p := def.Policy; p.Expiry != time.Hour || p.Hits != 1 || p.Escalate != 2 || p.MaxExpiry != 8*time.Hour || p.MaxElements != 1_000_000 ||
+		def.Batch != 250*time.Millisecond || !reflect.DeepEqual(def.Ruleset, ruleset.Default()) || len(p.Allow) != 9 {
 		t.Errorf("defaults %+v", def)
+	}
+}
+
+// Nobody has to know that loopback, private networks and the machine's own addresses
+// are not to be blocked.
+func TestNeverBlocked(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.toml")
+	if err := os.WriteFile(file, []byte("allow = [\"198.51.100.0/24\"]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ip", "address", "add", "203.0.113.25/24", "dev", "lo").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	defer exec.Command("ip", "address", "del", "203.0.113.25/24", "dev", "lo").Run()
+	c, err := load(file, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := book.New(c.Policy)
+	for _, addr := range []string{"127.0.0.1", "10.1.2.3", "172.16.5.4", "192.168.1.1", "100.64.0.1", "169.254.0.1", "198.51.100.7", "203.0.113.25",
+		"::1", "fe80::1", "fd12::1", "203.0.113.26"} {
+		c.Policy.Families = [2]bool{true, true}
+		b.SetPolicy(c.Policy)
+		d, _ := b.Hit(hitOf(addr), 1)
+		if want := addr != "203.0.113.26"; (d == book.Allowed) != want {
+			t.Errorf("%s: %s", addr, d)
+		}
 	}
 }
 
@@ -148,10 +172,10 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		p := c.book
-		if err := c.table.Validate(); err != nil || p.Hits < 1 || p.Hits > book.MaxHits || p.Window < time.Second || p.Expiry < time.Second ||
-			p.MaxExpiry < p.Expiry || !(p.Escalate >= 1) || p.MaxElements < 1 || len(c.table.Ports) == 0 {
-			t.Errorf("good: %+v, %v", c, err)
+		p := c.Policy
+		if problems := c.Ruleset.Check(); problems != nil || p.Hits < 1 || p.Hits > book.MaxHits || p.Window < time.Second || p.Expiry < time.Second ||
+			p.MaxExpiry < p.Expiry || !(p.Escalate >= 1) || p.MaxElements < 1 || len(c.Ruleset.Ports) == 0 {
+			t.Errorf("good: %+v, %v", c, problems)
 		}
 	})
 }
