@@ -10,14 +10,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"rblnft/firewall"
 	"rblnft/firewall/hit"
 	"rblnft/firewall/netlab"
+	"rblnft/firewall/nft"
+	"rblnft/firewall/ruleset"
 )
 
 // Who is who.
@@ -106,11 +108,9 @@ func listedOnce() error {
 		return err
 	}
 	fmt.Print("\n  By now its address is in the kernel's set; nft list set inet rblnft blocked4 prints\n\n")
-	set, err := firewall.List("inet rblnft", "blocked4")
-	if err != nil {
+	if err := listSet(); err != nil {
 		return err
 	}
-	indent(set.String())
 	fmt.Print("\n  and its conversation goes on to the end:\n\n")
 	return errors.Join(
 		c.say("MAIL FROM:<win@spam.example>", "250 "),
@@ -147,18 +147,29 @@ func notListed() error {
 	return c.say("QUIT", "221 ")
 }
 
-// blocked reports whether the listed client is in the set.
+// blocked asks the kernel whether the listed client is in the set.
 func blocked() bool {
-	set, err := firewall.List("inet rblnft", "blocked4")
+	kernel, err := nft.Dial()
 	if err != nil {
 		return false
 	}
-	for _, e := range set.Elements {
-		if e.Addr == listedClient && e.Expires > 0 && e.Comment == zone {
-			return true
-		}
+	defer kernel.Close()
+	found, err := kernel.Ask(ruleset.Default().Table, ruleset.Default().Blocked[0], []netip.Addr{listedClient})
+	return err == nil && found[0]
+}
+
+// listSet shows what nft prints, or that there is no nft.
+func listSet() error {
+	out, err := exec.Command("nft", "list", "set", "inet", "rblnft", "blocked4").Output()
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		fmt.Printf("    (nothing, as it is not installed here; the kernel says that the set has %s)\n", listedClient)
+	case err != nil:
+		return fmt.Errorf("nft list set: %w", err)
+	default:
+		indent(string(out))
 	}
-	return false
+	return nil
 }
 
 // await waits until something is true, for ten seconds at most.

@@ -26,7 +26,7 @@ import (
 
 var (
 	chaosTime = flag.Duration("chaos", 45*time.Second, "how long the chaos test goes on")
-	kills     = flag.Int("kills", 80, "how often the daemon is killed under load")
+	kills     = flag.Int("kills", 40, "how often the daemon is killed under load")
 )
 
 // An acknowledgement is a line of the daemon's log that says that an address is
@@ -381,7 +381,7 @@ func testKillsUnderLoad(t *testing.T, config string) {
 			killedEarly++
 		} else {
 			s.await(from, "rblnftd: ready")
-			pause(r, 300)
+			pause(r, 1000)
 		}
 		killedAt = append(killedAt, time.Now())
 		if code := s.kill(); code != -1 {
@@ -401,7 +401,7 @@ func testKillsUnderLoad(t *testing.T, config string) {
 	acks := s.acknowledged()
 	for key, ack := range acks {
 		if slices.ContainsFunc(killedAt, func(at time.Time) bool {
-			return ack.at.After(at.Add(-250*time.Millisecond)) && ack.at.Before(at.Add(time.Second))
+			return ack.at.After(at.Add(-250*time.Millisecond)) && ack.at.Before(at.Add(20*time.Millisecond))
 		}) {
 			delete(acks, key)
 		}

@@ -172,7 +172,7 @@ func TestInstalled(t *testing.T) {
 		c.sh("systemctl kill --signal=KILL hang.service") // which holds the process
 		c.awaitBlocked(addr)
 		c.await("systemctl status rblnftd.service", "active (running)")
-		c.want("journalctl --unit=rblnftd --output=cat", "SIGABRT", "committing loop", "goroutine ")
+		c.want("journalctl --unit=rblnftd --output=cat", "SIGABRT", "the receiver", "goroutine ")
 		c.noDropIn("watchdog")
 	})
 
