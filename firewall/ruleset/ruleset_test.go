@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -490,5 +492,34 @@ func TestKernelErrors(t *testing.T) {
 	}
 	if err := Remove(r.conn, r.cfg, nil); err == nil || errors.Is(err, unix.ENOENT) {
 		t.Errorf("Remove: %v", err)
+	}
+}
+
+// What the README says stays fast asks for no blocked addresses; what it says does
+// not, does.
+func TestPlainNft(t *testing.T) {
+	flush(t)
+	r, _ := open(t, Default())
+	commit(t, r, "192.0.2.1", "192.0.2.2")
+	for command, want := range map[string]bool{
+		"-t list ruleset": false,
+		"delete element inet rblnft blocked4 { 192.0.2.1 }":         false,
+		"add element inet rblnft blocked4 { 192.0.2.3 timeout 1h }": false,
+		"list set inet rblnft blocked4":                             true,
+		"list chain inet rblnft input":                              true,
+		"list counters table inet rblnft":                           true,
+	} {
+		out, err := exec.Command("strace", append([]string{"--follow-forks", "--trace=sendmsg,sendto", "--string-limit=200", "nft"}, strings.SplitN(command, " ", 3)...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+		if !strings.Contains(string(out), "NFNL_SUBSYS_NFTABLES") {
+			t.Fatalf("%s: strace shows no question\n%s", command, out)
+		}
+		blocked := fmt.Sprintf("% x", "blocked4") // as strace shows it, with \x for each space
+		asks := regexp.MustCompile(`GETSETELEM.*\\x` + strings.ReplaceAll(blocked, " ", `\\x`)).Match(out)
+		if asks != want {
+			t.Errorf("nft %s asks for elements: %t\n%s", command, asks, out)
+		}
 	}
 }
