@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"rblnft/cmd/internal/debian"
 )
 
 // writeDebs makes a package of each version in a new directory.
@@ -28,6 +30,7 @@ func writeDebs(t *testing.T, versions ...string) (dir string, paths []string) {
 }
 
 func TestLintian(t *testing.T) {
+	debian.Needs(t, debian.Namespaces)
 	t.Parallel()
 	_, paths := writeDebs(t, "1.0")
 	path := paths[0]

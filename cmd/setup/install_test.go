@@ -423,8 +423,9 @@ func (c *container) files() []string {
 
 // differ tells what was added to a list, with a plus, and taken away, with a
 // hyphen.
-func differ(before, after []string) string {
-	var diff []string
+func differ(before, after []string) string { return strings.Join(changes(before, after), " ") }
+
+func changes(before, after []string) (diff []string) {
 	for _, path := range after {
 		if _, ok := slices.BinarySearch(before, path); !ok {
 			diff = append(diff, "+"+path)
@@ -435,7 +436,7 @@ func differ(before, after []string) string {
 			diff = append(diff, "-"+path)
 		}
 	}
-	return strings.Join(diff, " ")
+	return diff
 }
 
 func messageID(t *testing.T, message string) string {
