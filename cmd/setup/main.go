@@ -17,6 +17,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"rblnft/cmd/internal/build"
@@ -41,6 +42,8 @@ func main() {
 	syscall.Umask(0o022) // what is installed is for everybody to read
 	var err error
 	switch verb, args := args[0], args[1:]; {
+	case slices.Contains([]string{"-h", "--help", "help"}, verb):
+		fmt.Print(usage)
 	case verb == "build" && len(args) == 1:
 		err = build.All(args[0])
 	case verb == "check":

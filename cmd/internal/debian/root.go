@@ -84,7 +84,7 @@ func Make(said io.Writer) (Root, error) {
 	if exists(root.Dir) { // somebody has made it meanwhile
 		return root, nil
 	}
-	fmt.Fprintf(said, "making a Debian of 1.3 GB in %s, once, with mmdebstrap (a minute or three)\n", filepath.Dir(root.Dir))
+	fmt.Fprintf(said, "making a Debian in %s, once: 2 GB, three minutes or so\n", filepath.Dir(root.Dir))
 	start := time.Now()
 	unfinished := filepath.Join(filepath.Dir(root.Dir), "unfinished")
 	if err := os.MkdirAll(filepath.Dir(root.Dir), 0o755); err != nil {
