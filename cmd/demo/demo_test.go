@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"rblnft/cmd/internal/build"
+	"rblnft/cmd/internal/debian"
 )
 
 func TestDemo(t *testing.T) {
@@ -42,6 +43,9 @@ func TestDemo(t *testing.T) {
 		"nobody": {Uid: uint32(uid), Gid: uint32(uid)},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if who != nil {
+				debian.Needs(t, debian.UserNamespaces)
+			}
 			cmd := exec.Command(demo)
 			cmd.Dir = "/"
 			cmd.Env = []string{"PATH=/usr/bin:/bin", programsEnv + "=" + dir}
@@ -73,6 +77,20 @@ func TestDemo(t *testing.T) {
 				t.Errorf("it left %s", left)
 			}
 		})
+	}
+}
+
+func TestUsage(t *testing.T) {
+	demo := filepath.Join(t.TempDir(), "demo")
+	if out, err := exec.Command("go", "build", "-o", demo, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for arg, code := range map[string]int{"-h": 0, "--help": 0, "-x": 100} {
+		cmd := exec.Command(demo, arg)
+		out, _ := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != code || string(out) != usage {
+			t.Errorf("%s: %d, %s", arg, cmd.ProcessState.ExitCode(), out)
+		}
 	}
 }
 

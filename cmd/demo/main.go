@@ -20,10 +20,23 @@ import (
 // programsEnv tells the demonstration in its namespace where the programs are.
 const programsEnv = "RBLNFT_DEMO_PROGRAMS"
 
+const usage = `usage: go run ./cmd/demo
+
+Shows a listed client get its 553, and the kernel drop its next connection, in a
+network namespace of its own. Nothing is installed, nothing stays.
+`
+
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "smtpd" {
+	switch args := os.Args[1:]; {
+	case len(args) == 1 && args[0] == "smtpd":
 		greet()
 		return
+	case len(args) == 1 && (args[0] == "-h" || args[0] == "--help"):
+		fmt.Print(usage)
+		return
+	case len(args) > 0:
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(100)
 	}
 	code, err := run()
 	if err != nil {

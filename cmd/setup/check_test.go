@@ -18,10 +18,10 @@ func TestResults(t *testing.T) {
 		passed       int
 		failed       []string
 	}{
-		{"good", test + "func TestA(t *testing.T) { t.Run(\"sub\", func(*testing.T) {}) }", 2, nil},
+		{"good", test + "func TestA(t *testing.T) { t.Run(\"sub\", func(*testing.T) {}) }", 1, nil},
 		{"failed", test + "func TestA(*testing.T) {}\nfunc TestB(t *testing.T) { t.Fail() }", 1, []string{"p TestB"}},
 		{"skipped", test + "func TestA(*testing.T) {}\nfunc TestB(t *testing.T) { t.Skip() }", 1, []string{"p TestB"}},
-		{"subtest", test + "func TestA(t *testing.T) { t.Run(\"sub\", func(t *testing.T) { t.Skip() }) }", 1, []string{"p TestA/sub"}},
+		{"subtest", test + "func TestA(t *testing.T) { t.Run(\"sub\", func(t *testing.T) { t.Skip() }) }", 0, []string{"p TestA/sub"}},
 		{"panic", test + "func TestA(*testing.T) { panic(1) }", 0, []string{"p TestA"}},
 		{"exit", test + "func TestA(*testing.T) { os.Exit(1) }", 0, []string{"p TestA"}},
 		{"exit 0", test + "func TestA(*testing.T) { os.Exit(0) }", 0, []string{"p TestA"}},
@@ -64,8 +64,8 @@ func TestResultsOf(t *testing.T) {
 		return
 	}
 	t.Chdir(dir)
-	var r results
-	r.tests("-timeout=5s", "-vet=off", "./...")
+	r := newResults(nil)
+	r.tests(exec.Command("go", "test", "-json", "-timeout=5s", "-vet=off", "./..."))
 	fmt.Printf("results: %d %q\n", r.passed, slices.Clone(r.failed))
 }
 

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -19,66 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"rblnft/cmd/internal/debian"
 	"rblnft/firewall/hit"
 )
-
-// rootPackages are the Debian packages of the container's root file system: a
-// mail server of the kind that rblnft is for.
-var rootPackages = []string{
-	"daemontools", "init-system-helpers", "iproute2", "man-db", "msmtp", "nftables", "procps",
-	"rbldnsd", "socat", "strace", "systemd", "systemd-sysv", "ucspi-tcp",
-}
-
-// rootFS returns a directory with a Debian system. It is made once and kept for
-// later runs, in the user's cache directory.
-func rootFS(t *testing.T) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("only root can boot a container")
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache = filepath.Join(cache, "rblnft")
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.Create(filepath.Join(cache, "lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"--variant=minbase", "--quiet", "--include=" + strings.Join(rootPackages, ","), "bookworm"}
-	dir := filepath.Join(cache, fmt.Sprintf("debian-%x", sha256.Sum256([]byte(strings.Join(args, " "))))[:7+16])
-	if _, err := os.Stat(dir); err == nil {
-		return dir
-	}
-	start := time.Now()
-	unfinished := dir + ".unfinished"
-	if err := os.RemoveAll(unfinished); err != nil {
-		t.Fatal(err)
-	}
-	// Mirrors fail now and then.
-	for try := 1; ; try++ {
-		out, err := exec.Command("mmdebstrap", append(args, unfinished)...).CombinedOutput()
-		if err == nil {
-			break
-		}
-		os.RemoveAll(unfinished)
-		if try == 3 {
-			t.Fatalf("mmdebstrap: %v\n%s", err, out)
-		}
-	}
-	if err := os.Rename(unfinished, dir); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("made %s in %.0f s", dir, time.Since(start).Seconds())
-	return dir
-}
 
 // A container is a booted Debian with systemd, in a network namespace of its
 // own.
@@ -111,7 +53,11 @@ func (c *console) String() string {
 // it; a reboot keeps it. Binds are systemd-nspawn's --bind options.
 func boot(t *testing.T, binds ...string) *container {
 	t.Helper()
-	lower := rootFS(t)
+	debian.Needs(t, debian.Namespaces, debian.ControlGroups)
+	root, err := debian.Make(t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
 	args := append([]string{
 		"systemd-nspawn", "--boot", "--quiet", "--directory=" + dir, "--machine=mail", "--private-network",
@@ -119,17 +65,9 @@ func boot(t *testing.T, binds ...string) *container {
 	}, binds...)
 	// The mounts are in a namespace of their own, and vanish with it. 133 is
 	// how systemd-nspawn says that it wants to be started again, for a reboot.
-	// Containers must not share a control group: each systemd would take the
-	// other's services for its own.
-	script := `set -e
-for hierarchy in "/systemd name=systemd" "/unified " "/ "; do
-	mounted=/sys/fs/cgroup${hierarchy% *} name=${hierarchy#* }
-	own=$(sed -n "s/^[0-9]*:$name:\(.*\)/\1/p" /proc/self/cgroup)
-	group=$mounted$own/rblnft-$$
-	if [ "$own" ] && [ -e "$mounted/cgroup.procs" ] && mkdir "$group"; then
-		echo $$ >"$group/cgroup.procs"
-		groups="$groups $group"
-	fi
+	script := debian.OwnGroups + `set -e
+for group in $groups; do
+	echo $$ >"$group/cgroup.procs"
 done
 mount -t tmpfs -o mode=755 tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
@@ -147,7 +85,7 @@ for group in $groups; do
 done
 exit $status`
 	c := &container{t: t, log: new(console)}
-	c.cmd = exec.Command("unshare", append([]string{"--mount", "--propagation=private", "sh", "-c", script, "sh", dir, lower}, args...)...)
+	c.cmd = exec.Command("unshare", append([]string{"--mount", "--propagation=private", "sh", "-c", script, "sh", dir, root.Dir}, args...)...)
 	c.cmd.Stdout, c.cmd.Stderr = c.log, c.log
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := c.cmd.Start(); err != nil {

@@ -60,6 +60,7 @@ func writeDeb(dir, version, maintainer string, date time.Time) (path string, err
 	files = append(files,
 		file{"/DEBIAN/control", 0o644, []byte(control)},
 		file{"/DEBIAN/md5sums", 0o644, []byte(sums)},
+		file{"/DEBIAN/preinst", 0o755, []byte(debPreinst)},
 		file{"/DEBIAN/postinst", 0o755, []byte(debPostinst)},
 		file{"/DEBIAN/prerm", 0o755, []byte(debPrerm)},
 		file{"/DEBIAN/postrm", 0o755, []byte(debPostrm)},
@@ -200,6 +201,16 @@ const debChangelog = `rblnft (%s) unstable; urgency=medium
  -- %s  %s
 `
 
+// debPreinst refuses what systemd would not see: units in /usr/local come first.
+const debPreinst = `#!/bin/sh
+set -e
+[ "$1" = install ] || exit 0
+if [ -e /usr/local/lib/systemd/system/rblnftd.service ]; then
+	echo "rblnft is installed in /usr/local or elsewhere by its setup: one or the other (setup uninstall)" >&2
+	exit 1
+fi
+`
+
 // debPostinst makes the user and the directory of the configuration, and has the socket listen. What the administrator
 // has disabled stays disabled. A new daemon replaces one that runs.
 const debPostinst = `#!/bin/sh
@@ -234,8 +245,7 @@ fi
 rblnftd -d || echo "the nftables table stays" >&2
 `
 
-// debPostrm leaves configuration and state to a purge. The user stays, as is
-// usual: its number must not become somebody else's.
+// debPostrm leaves configuration, state and user to a purge.
 const debPostrm = `#!/bin/sh
 set -e
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
@@ -246,6 +256,9 @@ remove)
 purge)
 	deb-systemd-helper purge rblnftd.socket rblnftd.service >/dev/null
 	rm -rf /etc/rblnft /var/lib/rblnft
+	if command -v userdel >/dev/null && getent passwd rblnftd >/dev/null; then
+		userdel rblnftd
+	fi
 	;;
 esac
 `

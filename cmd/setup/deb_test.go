@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"rblnft/cmd/internal/debian"
 )
 
 // writeDebs makes a package of each version in a new directory.
@@ -28,6 +30,7 @@ func writeDebs(t *testing.T, versions ...string) (dir string, paths []string) {
 }
 
 func TestLintian(t *testing.T) {
+	debian.Needs(t, debian.Namespaces)
 	t.Parallel()
 	_, paths := writeDebs(t, "1.0")
 	path := paths[0]
@@ -82,7 +85,7 @@ func TestDebVersion(t *testing.T) {
 func TestDebInstalled(t *testing.T) {
 	t.Parallel()
 	dir, _ := writeDebs(t, "1.0", "1.1")
-	c := boot(t, "--bind-ro="+dir+":/debs")
+	c := boot(t, append(source(t), "--bind-ro="+dir+":/debs")...)
 	install := func(version string) string {
 		return c.sh("dpkg --install /debs/rblnft_" + version + "_" + debArchitecture() + ".deb 2>&1")
 	}
@@ -130,6 +133,15 @@ func TestDebInstalled(t *testing.T) {
 		c.accepts("192.0.2.1")
 		c.await("systemctl status rblnftd.service", "active (running)", "/usr/sbin/rblnftd")
 		c.verify(t)
+	})
+
+	step("install beside the package", func(t *testing.T) {
+		for _, verb := range []string{"install", "uninstall -purge"} {
+			if out, err := c.trySetup(verb); err == nil || !strings.Contains(out, "the package rblnft is installed") {
+				t.Errorf("%s: %v\n%s", verb, err, out)
+			}
+		}
+		c.await("systemctl status rblnftd.service", "active (running)")
 	})
 
 	step("install again", func(t *testing.T) {
@@ -201,6 +213,9 @@ func TestDebInstalled(t *testing.T) {
 			}
 		}
 		c.want("systemctl --failed", "0 loaded units listed")
+		if out, err := c.try("id rblnftd"); err == nil {
+			t.Errorf("the user is still there: %s", out)
+		}
 		if now := c.sh("md5sum /usr/bin/rblsmtpd"); now != stock {
 			t.Errorf("Debian's rblsmtpd was %q and is %q", stock, now)
 		}
@@ -209,5 +224,15 @@ func TestDebInstalled(t *testing.T) {
 		}
 		c.accepts("192.0.2.1")
 		c.rejects("192.0.2.129")
+	})
+	step("the package beside an installation", func(t *testing.T) {
+		c.setup("install")
+		out, err := c.try("dpkg --install /debs/rblnft_1.0_" + debArchitecture() + ".deb 2>&1")
+		if err == nil || !strings.Contains(out, "one or the other") {
+			t.Errorf("installed: %v\n%s", err, out)
+		}
+		c.want("dpkg-query --show --showformat '${db:Status-Status}' rblnft 2>&1 || :", "not-installed")
+		c.want("systemctl is-active rblnftd.socket; ls /usr/local/sbin", "active", "rblnftd")
+		c.setup("uninstall -purge")
 	})
 }

@@ -76,6 +76,9 @@ func install() error {
 	if err != nil {
 		return err
 	}
+	if t.destdir == "" && packaged() {
+		return errors.New("the package rblnft is installed: one or the other (dpkg --remove rblnft)")
+	}
 	files, err := t.files()
 	if err != nil {
 		return err
@@ -142,6 +145,9 @@ func uninstall(purge bool) error {
 	if err != nil {
 		return err
 	}
+	if t.destdir == "" && purge && packaged() {
+		return errors.New("the package rblnft is installed, and configuration, state and user are its own: dpkg --purge rblnft")
+	}
 	if t.destdir == "" {
 		if err := putOtherBack(t.program("rblsmtpd")); err != nil {
 			return err
@@ -187,6 +193,9 @@ func uninstall(purge bool) error {
 	}
 	return errors.Join(errs...)
 }
+
+// packaged reports whether the Debian package is installed.
+func packaged() bool { return exists(filepath.Join(debianLayout.units, serviceUnit)) }
 
 // other is where a filter is kept that was in our filter's place before, such as
 // the original one, compiled by hand.

@@ -36,7 +36,15 @@ func source(t *testing.T) []string {
 // setup runs the documented command in the source.
 func (c *container) setup(args string) string {
 	c.t.Helper()
-	return c.sh("cd /src && GOPROXY=off GOTOOLCHAIN=local go run ./cmd/setup " + args + " 2>&1")
+	out, err := c.trySetup(args)
+	if err != nil {
+		c.t.Fatalf("setup %s: %v\n%s", args, err, out)
+	}
+	return out
+}
+
+func (c *container) trySetup(args string) (string, error) {
+	return c.try("cd /src && GOPROXY=off GOTOOLCHAIN=local go run ./cmd/setup " + args + " 2>&1")
 }
 
 // TestInstalled lives through what happens to an installation, on a booted
@@ -348,7 +356,7 @@ func TestInstalled(t *testing.T) {
 		c.sh("rm /usr/local/bin/rblsmtpd")
 		c.setup("install")
 		c.accepts("192.0.2.1")
-		out, err := c.try("cd /src && GOPROXY=off GOTOOLCHAIN=local go run ./cmd/setup uninstall 2>&1")
+		out, err := c.trySetup("uninstall")
 		if err == nil || !strings.Contains(out, "tcpserver of process "+mail+" has /usr/local/bin/rblsmtpd among its arguments") {
 			t.Errorf("%v: %s", err, out)
 		}
@@ -423,8 +431,9 @@ func (c *container) files() []string {
 
 // differ tells what was added to a list, with a plus, and taken away, with a
 // hyphen.
-func differ(before, after []string) string {
-	var diff []string
+func differ(before, after []string) string { return strings.Join(changes(before, after), " ") }
+
+func changes(before, after []string) (diff []string) {
 	for _, path := range after {
 		if _, ok := slices.BinarySearch(before, path); !ok {
 			diff = append(diff, "+"+path)
@@ -435,7 +444,7 @@ func differ(before, after []string) string {
 			diff = append(diff, "-"+path)
 		}
 	}
-	return strings.Join(diff, " ")
+	return diff
 }
 
 func messageID(t *testing.T, message string) string {

@@ -1,7 +1,8 @@
 // Setup builds, installs and checks rblnft:
 //
 //	go run ./cmd/setup build DIR
-//	go run ./cmd/setup check
+//	go run ./cmd/setup check [PACKAGE...]
+//	go run ./cmd/setup clean
 //	go run ./cmd/setup install
 //	go run ./cmd/setup uninstall [-purge]
 //	go run ./cmd/setup deb DIR
@@ -16,13 +17,16 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"rblnft/cmd/internal/build"
 )
 
 const usage = `usage: go run ./cmd/setup build DIR    compile all programs into DIR
-       go run ./cmd/setup check        install what the tests need, and run every test
+       go run ./cmd/setup check [PACKAGE...]
+                                       run every test, or those of packages
+       go run ./cmd/setup clean        remove what check has made to do so
        go run ./cmd/setup install      put programs, units and manual pages in place
        go run ./cmd/setup uninstall [-purge]
                                        take them away, with -purge configuration and state too
@@ -38,10 +42,14 @@ func main() {
 	syscall.Umask(0o022) // what is installed is for everybody to read
 	var err error
 	switch verb, args := args[0], args[1:]; {
+	case slices.Contains([]string{"-h", "--help", "help"}, verb):
+		fmt.Print(usage)
 	case verb == "build" && len(args) == 1:
 		err = build.All(args[0])
-	case verb == "check" && len(args) == 0:
-		err = check()
+	case verb == "check":
+		err = check(args...)
+	case verb == "clean" && len(args) == 0:
+		err = clean()
 	case verb == "install" && len(args) == 0:
 		err = install()
 	case verb == "uninstall" && len(args) == 0:

@@ -8,6 +8,10 @@ import (
 // A Suite is the tests of a package, as *testing.M is.
 type Suite interface{ Run() int }
 
+// ProgramsEnv names a directory with all programs, for tests on a machine without
+// Go.
+const ProgramsEnv = "RBLNFT_PROGRAMS"
+
 // Before returns the tests of m with programs compiled before they run. there is
 // told their directory, which every user may read, and which is removed after the
 // tests.
@@ -23,6 +27,10 @@ type prepared struct {
 
 // Run implements [Suite].
 func (p prepared) Run() int {
+	if dir := os.Getenv(ProgramsEnv); dir != "" {
+		p.there(dir)
+		return p.Suite.Run()
+	}
 	dir, err := os.MkdirTemp("", "rblnft-programs")
 	if err == nil {
 		defer os.RemoveAll(dir)
