@@ -114,6 +114,11 @@ func install() error {
 	if !t.live() {
 		return nil
 	}
+	other, err := admitFilter(t.program("rblsmtpd"))
+	if err != nil {
+		return err
+	}
+	changed[socketUnit] = changed[socketUnit] || other
 	steps := [][]string{
 		{"journalctl", "--update-catalog"},
 		{"systemctl", "daemon-reload"},
@@ -169,7 +174,8 @@ func uninstall(purge bool) error {
 		errs = append(errs, remove(filepath.Join(t.destdir, path), t.destdir))
 	}
 	if t.destdir == "" {
-		errs = append(errs, os.RemoveAll(filepath.Dir(hit.DefaultSocket)))
+		errs = append(errs, os.RemoveAll(filepath.Dir(hit.DefaultSocket)), remove(groupDropIn, "/etc"))
+		os.Remove(filepath.Dir(groupDropIn)) // unless there is more in it
 	}
 	if t.live() {
 		errs = append(errs, command("journalctl", "--update-catalog"), command("systemctl", "daemon-reload"))

@@ -76,7 +76,7 @@ func TestInstalled(t *testing.T) {
 		c.setup("install")
 		c.want("systemctl is-enabled rblnftd.socket; systemctl is-active rblnftd.socket", "enabled\nactive")
 		c.want("systemctl is-active rblnftd.service || :", "inactive")
-		c.want("ls -l /run/rblnft/hits.sock", "srw-rw-rw-")
+		c.want("ls -l /run/rblnft/hits.sock", "srw-rw----", " root nofiles ")
 		if now := c.mailPID(); now != mail {
 			t.Errorf("the mail server was process %s and is %s", mail, now)
 		}
@@ -110,8 +110,8 @@ func TestInstalled(t *testing.T) {
 			"blocked addr=192.0.2.129 zone=bl.example code=127.0.0.2 decision=blocked")
 		c.want("journalctl --unit=rblnftd --output=export RBLNFT_ADDRESS=192.0.2.129",
 			"RBLNFT_ZONE=bl.example\n", "RBLNFT_CODE=127.0.0.2\n", "RBLNFT_DECISION=blocked\n", "RBLNFT_BATCH=1\n",
-			"RBLNFT_PROVEN=true\n", "PRIORITY=6\n", "SYSLOG_IDENTIFIER=rblnftd\n", "MESSAGE_ID="+messageID(t, "blocked")+"\n", "_TRANSPORT=journal\n")
-		c.want("journalctl --catalog --unit=rblnftd RBLNFT_ADDRESS=192.0.2.129", "Subject: The address 192.0.2.129 is blocked", "the DNSBL bl.example lists 192.0.2.129",
+			"PRIORITY=6\n", "SYSLOG_IDENTIFIER=rblnftd\n", "MESSAGE_ID="+messageID(t, "blocked")+"\n", "_TRANSPORT=journal\n")
+		c.want("journalctl --catalog --unit=rblnftd RBLNFT_ADDRESS=192.0.2.129", "tcp.smtp", "Subject: The address 192.0.2.129 is blocked", "the DNSBL bl.example lists 192.0.2.129",
 			"nft delete element inet rblnft blocked4 { 192.0.2.129 }\n")
 		c.want("id rblnftd; cat /proc/$(systemctl show --property=MainPID --value rblnftd)/status", "(rblnftd)",
 			"CapBnd:\t0000000000001000", "CapEff:\t0000000000001000", "CapAmb:\t0000000000001000", "NoNewPrivs:\t1", "Seccomp:\t2")
@@ -165,12 +165,27 @@ func TestInstalled(t *testing.T) {
 	})
 
 	step("hang", func(t *testing.T) {
-		// strace(1) has the daemon's netlink transactions take forever. All
-		// else goes on.
 		c.dropIn("watchdog", "WatchdogSec=3s")
 		c.sh("systemctl restart rblnftd.service")
-		c.sh("systemd-run --quiet --unit=hang strace --quiet=all --follow-forks --trace=sendto --inject=sendto:delay_enter=1000000000 --attach=$(systemctl show --property=MainPID --value rblnftd)")
-		c.await("grep TracerPid /proc/$(systemctl show --property=MainPID --value rblnftd)/status | grep -v '\t0$'")
+		// strace(1) has a system call of the daemon's take forever; all else goes on.
+		delay := func(call string) {
+			c.sh("systemd-run --quiet --unit=hang strace --quiet=all --follow-forks --trace=" + call + " --inject=" + call + ":delay_enter=1000000000 --attach=$(systemctl show --property=MainPID --value rblnftd)")
+			c.await("grep TracerPid /proc/$(systemctl show --property=MainPID --value rblnftd)/status | grep -v '\t0$'")
+		}
+		// A transaction that the kernel does not get to, as somebody else's is under
+		// way, is waited for.
+		pid := c.sh("systemctl show --property=MainPID --value rblnftd")
+		delay("sendto")
+		first := netip.MustParseAddr("198.51.20.2")
+		c.report(first)
+		c.await("systemctl status rblnftd.service", "waiting for the kernel for")
+		c.sh("systemctl kill --signal=KILL hang.service; systemctl reset-failed hang.service || :")
+		c.awaitBlocked(first)
+		if now := c.sh("systemctl show --property=MainPID --value rblnftd"); now != pid {
+			t.Errorf("the daemon was ended for what the kernel took: it was process %s and is %s", pid, now)
+		}
+		// A receiver that does not come back is the daemon's own fault.
+		delay("recvmmsg")
 		addr := netip.MustParseAddr("198.51.20.1")
 		c.report(addr)
 		eventually(t, 90*time.Second, "the watchdog", func() error {
@@ -178,9 +193,10 @@ func TestInstalled(t *testing.T) {
 			return err
 		})
 		c.sh("systemctl kill --signal=KILL hang.service") // which holds the process
+		c.report(addr)                                    // what the receiver had in hand is gone with it
 		c.awaitBlocked(addr)
 		c.await("systemctl status rblnftd.service", "active (running)")
-		c.want("journalctl --unit=rblnftd --output=cat", "SIGABRT", "the receiver", "goroutine ")
+		c.want("journalctl --unit=rblnftd --output=cat", "SIGABRT", "the receiver has been in one system call", "goroutine ")
 		c.noDropIn("watchdog")
 	})
 
@@ -349,6 +365,22 @@ func TestInstalled(t *testing.T) {
 		}
 		if out, err := c.try("id rblnftd"); err == nil {
 			t.Errorf("the user is still there: %s", out)
+		}
+	})
+
+	step("another group", func(t *testing.T) {
+		c.sh("groupadd --gid 1526 smtp; sed -i 's/-g 1525/-g 1526/' /etc/systemd/system/mail.service; systemctl daemon-reload; systemctl restart mail.service")
+		c.awaitMail()
+		c.setup("install")
+		c.want("ls -l /run/rblnft/hits.sock", "srw-rw----", " root smtp ")
+		c.rejects("192.0.2.141")
+		c.awaitBlocked(netip.MustParseAddr("192.0.2.141"))
+		c.setup("uninstall -purge")
+		c.sh("groupdel smtp; sed -i 's/-g 1526/-g 1525/' /etc/systemd/system/mail.service; systemctl daemon-reload; systemctl restart mail.service")
+		c.awaitMail()
+		mail = c.mailPID()
+		if left := differ(before, c.files()); left != "" {
+			t.Errorf("left behind: %s", left)
 		}
 	})
 

@@ -164,6 +164,9 @@ func startDNSBL(t testing.TB) {
 	})
 }
 
+// nobody is the user, and the group, that the filter runs as.
+const nobody = 65534
+
 // startServer starts the chain of a qmail run script, the SMTP server apart.
 // It returns tcpserver, whose log is the filter's too, and the directory that
 // mail is delivered to.
@@ -177,7 +180,6 @@ func startServer(t testing.TB, hits string) (*daemon, string) {
 			t.Fatal(err)
 		}
 	}
-	const nobody = 65534
 	if err := os.Chown(mail, nobody, nobody); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +214,7 @@ func startDaemon(t testing.TB, config string) (d *daemon, socket string) {
 	t.Helper()
 	dir := publicDir(t)
 	socket = filepath.Join(dir, "hits.sock")
-	file := write(t, filepath.Join(dir, "rblnftd.toml"), config, 0o644)
+	file := write(t, filepath.Join(dir, "rblnftd.toml"), fmt.Sprintf("socket_group = %d\n%s", nobody, config), 0o644)
 	d = start(t, nil, filepath.Join(programs, "rblnftd"), "-c", file, "-s", socket)
 	await(t, "the daemon's socket", func() bool {
 		c, err := net.Dial("unixgram", socket)
