@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"hash/crc32"
@@ -65,9 +66,14 @@ func (e *entry) appendTo(b []byte) []byte {
 	case 'd':
 		b = e.record.Key.Addr().AppendTo(append(b, ' '))
 	}
+	return appendSum(b, start)
+}
+
+// appendSum ends the line that begins at b[start:].
+func appendSum(b []byte, start int) []byte {
 	b = append(b, ' ')
-	sum := crc32.Checksum(b[start:], castagnoli)
-	return append(hex.AppendEncode(b, []byte{byte(sum >> 24), byte(sum >> 16), byte(sum >> 8), byte(sum)}), '\n')
+	sum := binary.BigEndian.AppendUint32(nil, crc32.Checksum(b[start:], castagnoli))
+	return append(hex.AppendEncode(b, sum), '\n')
 }
 
 var (

@@ -145,9 +145,8 @@ func (s *Store) renew(w *waiting, now anchor) (err error) {
 	b = append(b, w.fresh...)
 	if w.ended {
 		// Again the clocks, which may have moved, and one line may get damaged.
-		b = clocks.appendTo(b)
 		size := entry{kind: 'v', name: sizeValue, value: strconv.FormatInt(s.nextSize+int64(len(b)), 10)}
-		b = size.appendTo(b)
+		b = clocks.appendTo(size.appendTo(b))
 	}
 	n, err := s.next.Write(b)
 	s.nextSize += int64(n)
