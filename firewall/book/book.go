@@ -119,13 +119,13 @@ type Book struct {
 
 // New returns an empty book.
 func New(p Policy) *Book {
-	return &Book{policy: p, allow: newAllowList(p.Allow), records: [2]map[uint64]record{{}, {}}, zones: newZones(), hits: counter{}}
+	return &Book{policy: p, allow: newAllowList(p.Allow), records: [2]map[uint64]record{{}, {}}, zones: zones{names: []string{""}, number: map[string]uint16{"": 0}}, hits: counter{}}
 }
 
 // Hit decides about a hit that was received at now. Hits is how many of
 // Policy.Hits have been seen, where that matters.
 func (b *Book) Hit(h hit.Hit, now Time) (d Decision, hits int) {
-	k, low := split(h.Addr)
+	k := KeyOf(h.Addr)
 	switch {
 	case !b.policy.Families[k.Family]:
 		return NoSet, 0
@@ -141,7 +141,7 @@ func (b *Book) Hit(h hit.Hit, now Time) (d Decision, hits int) {
 		if hits = b.hits.count(k, now, &b.policy); hits < b.policy.Hits {
 			return Counted, hits
 		}
-		if b.counts(r) == 0 && b.isFull(k.Family, now) {
+		if b.counts(r) == 0 && !b.hasRoom(k.Family, now) {
 			return Full, hits
 		}
 		delete(b.hits, k)
@@ -150,12 +150,12 @@ func (b *Book) Hit(h hit.Hit, now Time) (d Decision, hits int) {
 			r.returns = min(r.returns, math.MaxUint8-1) + 1
 		}
 	}
-	until := now.Add(b.policy.timeout(int(r.returns)))
+	until := now.Add(b.policy.timeout(r.returns))
 	if d == Renewed && r.expires >= until {
 		d, until = Kept, r.expires
 	}
 	r.expires, r.zone = until, b.zones.use(h.Zone)
-	b.mark(k, r, Pending{Key: k, low: low, code: uint32(KeyOf(h.Code).bits), hit: true})
+	b.mark(k, r, Pending{Key: k, low: low(h.Addr), code: code(h), hit: true})
 	return d, hits
 }
 
@@ -174,21 +174,18 @@ func (b *Book) isIgnored(h hit.Hit) bool {
 			}
 		}
 	}
-	zone := strings.ToLower(h.Zone)
-	return !named && (strings.HasPrefix(zone, "zen.") || strings.HasPrefix(zone, "pbl.")) && (h.Code == policy10 || h.Code == policy11)
+	// What policy lists such as Spamhaus' PBL answer with: who provides the network,
+	// or the list, says that no mail should come from there.
+	zone, policy := strings.ToLower(h.Zone), code(h) == 0x7f00000a || code(h) == 0x7f00000b
+	return !named && policy && (strings.HasPrefix(zone, "zen.") || strings.HasPrefix(zone, "pbl."))
 }
 
-// What policy lists such as Spamhaus' PBL answer with: who provides the network, or
-// the list, says that no mail should come from there.
-var policy10, policy11 = netip.AddrFrom4([4]byte{127, 0, 0, 10}), netip.AddrFrom4([4]byte{127, 0, 0, 11})
+// code is the return code as a number; 0: none.
+func code(h hit.Hit) uint32 { return uint32(KeyOf(h.Code).bits) }
 
 // timeout is how long an address is blocked that came back so many times.
-func (p *Policy) timeout(returns int) time.Duration {
-	t := float64(p.Expiry) * math.Pow(p.Escalate, float64(returns))
-	if !(t < float64(p.MaxExpiry)) {
-		return p.MaxExpiry
-	}
-	return time.Duration(t)
+func (p *Policy) timeout(returns uint8) time.Duration {
+	return time.Duration(min(float64(p.Expiry)*math.Pow(p.Escalate, float64(returns)), float64(p.MaxExpiry)))
 }
 
 // counts is 1 for a record that takes room: it was in force at the last Sweep, or is
@@ -301,14 +298,13 @@ func (b *Book) takeBack(k Key) {
 // Limit says how many elements a family's set may have; 0: as many as fit.
 func (b *Book) Limit(f Family, n int) { b.limit[f] = n }
 
-func (b *Book) most(f Family) int {
-	return min(cmp.Or(b.limit[f], math.MaxInt), b.policy.MaxElements)
+// full reports whether as many addresses of a family are blocked as may be.
+func (b *Book) full(f Family) bool {
+	return b.counted[f] >= min(cmp.Or(b.limit[f], math.MaxInt), b.policy.MaxElements)
 }
 
-// Full reports whether as many addresses of a family are blocked as may be.
-func (b *Book) Full() bool {
-	return b.counted[IPv4] >= b.most(IPv4) || b.counted[IPv6] >= b.most(IPv6)
-}
+// Full reports whether as many addresses of one family are blocked as may be.
+func (b *Book) Full() bool { return b.full(IPv4) || b.full(IPv6) }
 
 // Len returns how many addresses are blocked, those among them included that
 // expired since the last Sweep or wait, and how many are remembered.

@@ -223,7 +223,7 @@ func TestIgnoredListings(t *testing.T) {
 func TestTimeoutsDoNotOverflow(t *testing.T) {
 	p := policy(func(p *Policy) { p.Escalate = 1000 })
 	for returns := range 256 {
-		if d := p.timeout(returns); d < time.Hour || d > 8*time.Hour {
+		if d := p.timeout(uint8(returns)); d < time.Hour || d > 8*time.Hour {
 			t.Errorf("after %d returns: %s", returns, d)
 		}
 	}

@@ -24,18 +24,18 @@ const (
 // IPv4, its /64 if it is IPv6, the network that one customer gets (RFC 6177).
 // IPv4-mapped addresses count as IPv4.
 func KeyOf(addr netip.Addr) Key {
-	k, _ := split(addr)
-	return k
-}
-
-// split returns the rest of an IPv6 address, too.
-func split(addr netip.Addr) (k Key, low uint64) {
 	if addr = addr.Unmap(); addr.Is4() {
 		b := addr.As4()
-		return Key{IPv4, uint64(binary.BigEndian.Uint32(b[:]))}, 0
+		return Key{IPv4, uint64(binary.BigEndian.Uint32(b[:]))}
 	}
 	b := addr.As16()
-	return Key{IPv6, binary.BigEndian.Uint64(b[:])}, binary.BigEndian.Uint64(b[8:])
+	return Key{IPv6, binary.BigEndian.Uint64(b[:])}
+}
+
+// low is the rest of an IPv6 address.
+func low(addr netip.Addr) uint64 {
+	b := addr.As16()
+	return binary.BigEndian.Uint64(b[8:])
 }
 
 // with is the address that has low as its lower half, if it is IPv6.

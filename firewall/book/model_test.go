@@ -78,7 +78,7 @@ func (m *model) hit() {
 		} else if known {
 			old.returns++
 		}
-		until := m.now.Add(m.policy.timeout(old.returns))
+		until := m.now.Add(m.policy.timeout(uint8(old.returns)))
 		if want == Renewed && old.expires >= until {
 			want, until = Kept, old.expires
 		}

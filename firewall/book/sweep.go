@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// isFull reports whether as many addresses of a family are blocked as may be. To
-// find out which have expired takes long, and is done once in two seconds at most.
-func (b *Book) isFull(f Family, now Time) bool {
-	if b.counted[f] >= b.most(f) && now.Sub(b.swept) >= 2*time.Second {
+// hasRoom reports whether another address of a family may be blocked. To find out
+// which blocks have expired takes long, and is done once in two seconds at most.
+func (b *Book) hasRoom(f Family, now Time) bool {
+	if b.full(f) && now.Sub(b.swept) >= 2*time.Second {
 		b.Sweep(now)
 	}
-	return b.counted[f] >= b.most(f)
+	return !b.full(f)
 }
 
 // Sweep counts the blocks in force anew, and cuts those that last longer than

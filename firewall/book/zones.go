@@ -13,8 +13,6 @@ type zones struct {
 	free   []uint16
 }
 
-func newZones() zones { return zones{names: []string{""}, number: map[string]uint16{"": 0}} }
-
 func (z *zones) use(name string) uint16 {
 	n, ok := z.number[name]
 	if ok {
