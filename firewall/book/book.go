@@ -9,6 +9,7 @@
 package book
 
 import (
+	"cmp"
 	"iter"
 	"math"
 	"net/netip"
@@ -38,7 +39,7 @@ type Policy struct {
 
 	// Expiry is how long an address is blocked. Each time that it comes back, hit
 	// again after a block of it has ended, it is blocked Escalate times as long as
-	// the time before, up to MaxExpiry.
+	// the time before, up to MaxExpiry. A shorter MaxExpiry cuts blocks, with Sweep.
 	Expiry    time.Duration
 	Escalate  float64
 	MaxExpiry time.Duration
@@ -76,7 +77,7 @@ type Decision string
 const (
 	Blocked Decision = "blocked" // the address was not blocked, and will be
 	Renewed Decision = "renewed" // it was, and will be for longer
-	Kept    Decision = "kept"    // it is, for longer than the hit would block it
+	Kept    Decision = "kept"    // it is, for longer than the hit would block it; the kernel is told again
 	Counted Decision = "counted" // it was seen too seldom yet
 	Allowed Decision = "allowed" // it is on the allow list
 	Ignored Decision = "ignored" // the return code is one that blocks nobody
@@ -87,20 +88,18 @@ const (
 // A record is what the book knows of one address. It has no pointer, so that a
 // million of them cost the garbage collector nothing.
 type record struct {
-	expires Time // never: the block was taken back, and the kernel is yet to be told
+	expires Time   // never: the block was taken back, and the kernel is yet to be told
+	turn    uint32 // its place in the queue, counted from the first one ever
 	zone    uint16
 	returns uint8
-	flags   flags
+	flags   uint8
 }
 
 const never = Time(math.MinInt64)
 
-type flags uint8
-
 const (
-	live  flags = 1 << iota // counted as in force
-	told                    // the kernel's set has its element, as far as we know
-	dirty                   // it waits in the queue
+	told  = 1 << iota // the kernel's set has its element, as far as we know
+	dirty             // it waits in the queue, and is not forgotten before the kernel is told
 )
 
 // A Book is the account of all addresses.
@@ -109,20 +108,18 @@ type Book struct {
 	allow   allowList
 	limit   [2]int               // of the set, where it has one
 	records [2]map[uint64]record // by Key.bits
-	live    [2]int               // records with flag live
-	zones   zones
-	counts  counter
+	counted [2]int               // records that count
 	swept   Time
+	zones   zones
+	hits    counter
 	queue   [2][]Pending
-	bulk    [2][]uint64 // of a refill, and
-	part    [2][]Key    // those whose turn it is
+	gone    [2]uint32   // how many have left the queue
+	bulk    [2][]uint64 // of a refill, by Key.bits
 }
 
 // New returns an empty book.
 func New(p Policy) *Book {
-	b := &Book{records: [2]map[uint64]record{{}, {}}, policy: p, allow: newAllowList(p.Allow)}
-	b.counts.seen = map[Key][]Time{}
-	return b
+	return &Book{policy: p, allow: newAllowList(p.Allow), records: [2]map[uint64]record{{}, {}}, zones: zones{names: []string{""}, number: map[string]uint16{"": 0}}, hits: counter{}}
 }
 
 // Hit decides about a hit that was received at now. Hits is how many of
@@ -132,7 +129,7 @@ func (b *Book) Hit(h hit.Hit, now Time) (d Decision, hits int) {
 	switch {
 	case !b.policy.Families[k.Family]:
 		return NoSet, 0
-	case b.isAllowed(h.Addr, k):
+	case b.isAllowed(netip.PrefixFrom(h.Addr, h.Addr.BitLen()), k):
 		return Allowed, 0
 	case b.isIgnored(h):
 		return Ignored, 0
@@ -141,83 +138,78 @@ func (b *Book) Hit(h hit.Hit, now Time) (d Decision, hits int) {
 	d = Renewed
 	if !known || r.expires <= now {
 		d = Blocked
-		if hits = b.counts.count(k, now, &b.policy); hits < b.policy.Hits {
-			b.counts.add(k, now)
+		if hits = b.hits.count(k, now, &b.policy); hits < b.policy.Hits {
 			return Counted, hits
 		}
-		if b.live[k.Family] >= b.most(k.Family) && !b.makeRoom(k.Family, now) {
+		if b.counts(r) == 0 && !b.hasRoom(k.Family, now) {
 			return Full, hits
 		}
-		delete(b.counts.seen, k)
-		if known && r.expires != never && r.returns < math.MaxUint8 {
-			r.returns++
+		delete(b.hits, k)
+		if known && r.expires != never {
+			r.flags &^= told
+			r.returns = min(r.returns, math.MaxUint8-1) + 1
 		}
 	}
-	until := now.Add(b.policy.timeout(int(r.returns)))
+	until := now.Add(b.policy.timeout(r.returns))
 	if d == Renewed && r.expires >= until {
-		return Kept, hits
+		d, until = Kept, r.expires
 	}
-	r.expires = until
-	r = b.put(k, r, h.Zone)
-	b.mark(k, r, Pending{Key: k, low: low(h.Addr), code: code(h.Code), hit: true})
+	r.expires, r.zone = until, b.zones.use(h.Zone)
+	b.mark(k, r, Pending{Key: k, low: low(h.Addr), code: code(h), hit: true})
 	return d, hits
 }
 
-func (b *Book) isAllowed(addr netip.Addr, k Key) bool {
-	return b.allow.covers(netip.PrefixFrom(addr, addr.BitLen())) || b.policy.Whole && b.allow.overlaps(k.Prefix())
+// isAllowed reports whether p, which lies in k, is on the allow list.
+func (b *Book) isAllowed(p netip.Prefix, k Key) bool {
+	return b.allow.covers(p) || b.policy.Whole && b.allow.overlaps(k.Prefix())
 }
 
 func (b *Book) isIgnored(h hit.Hit) bool {
 	named := false
 	for _, l := range b.policy.Ignore {
-		if !strings.EqualFold(l.Zone, h.Zone) {
-			continue
-		}
-		named = true
-		if l.Codes == nil || h.Code.IsValid() && l.Codes.Match(h.Code) {
-			return true
+		if strings.EqualFold(l.Zone, h.Zone) {
+			named = true
+			if l.Codes == nil || h.Code.IsValid() && l.Codes.Match(h.Code) {
+				return true
+			}
 		}
 	}
-	zone := strings.ToLower(h.Zone)
-	return !named && (strings.HasPrefix(zone, "zen.") || strings.HasPrefix(zone, "pbl.")) && (h.Code == policy10 || h.Code == policy11)
+	// What policy lists such as Spamhaus' PBL answer with: who provides the network,
+	// or the list, says that no mail should come from there.
+	zone, policy := strings.ToLower(h.Zone), code(h) == 0x7f00000a || code(h) == 0x7f00000b
+	return !named && policy && (strings.HasPrefix(zone, "zen.") || strings.HasPrefix(zone, "pbl."))
 }
 
-// What policy lists such as Spamhaus' PBL answer with: who provides the network, or
-// the list, says that no mail should come from there.
-var policy10, policy11 = netip.AddrFrom4([4]byte{127, 0, 0, 10}), netip.AddrFrom4([4]byte{127, 0, 0, 11})
+// code is the return code as a number; 0: none.
+func code(h hit.Hit) uint32 { return uint32(KeyOf(h.Code).bits) }
 
 // timeout is how long an address is blocked that came back so many times.
-func (p *Policy) timeout(returns int) time.Duration {
-	t := float64(p.Expiry) * math.Pow(p.Escalate, float64(returns))
-	if !(t < float64(p.MaxExpiry)) {
-		return p.MaxExpiry
-	}
-	return time.Duration(t)
+func (p *Policy) timeout(returns uint8) time.Duration {
+	return time.Duration(min(float64(p.Expiry)*math.Pow(p.Escalate, float64(returns)), float64(p.MaxExpiry)))
 }
 
-// put stores a record that is in force, and returns it. Its zone is the one given.
-func (b *Book) put(k Key, r record, zone string) record {
-	old := b.records[k.Family][k.bits]
-	r.zone = b.zones.use(zone)
-	b.zones.release(old.zone)
-	if old.flags&live == 0 {
-		b.live[k.Family]++
+// counts is 1 for a record that takes room: it was in force at the last Sweep, or is
+// since then, or waits.
+func (b *Book) counts(r record) int {
+	if r.expires > b.swept || r.flags&dirty != 0 {
+		return 1
 	}
-	r.flags |= live
+	return 0
+}
+
+// set stores a record in place of the one that is there.
+func (b *Book) set(k Key, r record) {
+	b.counted[k.Family] += b.counts(r) - b.counts(b.records[k.Family][k.bits])
 	b.records[k.Family][k.bits] = r
-	return r
 }
 
-// drop forgets a record.
+// drop forgets a record, as soon as the kernel need not be told.
 func (b *Book) drop(k Key) {
-	r, known := b.records[k.Family][k.bits]
-	if !known {
+	if b.records[k.Family][k.bits].flags&dirty != 0 {
+		b.takeBack(k)
 		return
 	}
-	if r.flags&live != 0 {
-		b.live[k.Family]--
-	}
-	b.zones.release(r.zone)
+	b.set(k, record{})
 	delete(b.records[k.Family], k.bits)
 }
 
@@ -229,21 +221,23 @@ type Record struct {
 	Returns int    // how often it came back, 255 at most
 }
 
-// Load takes a record that was stored. That the kernel has its element is assumed
-// until [Book.Refill]. Nobody is blocked for longer than MaxExpiry from now on,
-// nor who has been allowed meanwhile.
+func (b *Book) record(k Key, r record) Record {
+	return Record{k, r.expires, b.zones.names[r.zone], int(r.returns)}
+}
+
+// Load takes a record that was stored, the last one of its address. That the kernel
+// has its element is assumed until [Book.Refill]. Who has been allowed meanwhile is
+// not blocked.
 func (b *Book) Load(r Record, now Time) {
-	b.drop(r.Key)
-	r.Expires = min(r.Expires, now.Add(b.policy.MaxExpiry))
-	rec := record{expires: r.Expires, returns: uint8(r.Returns)}
-	if r.Expires <= now {
-		rec.zone = b.zones.use(r.Zone)
-		b.records[r.Key.Family][r.Key.bits] = rec
-		return
+	rec := record{expires: r.Expires, zone: b.zones.use(r.Zone), returns: uint8(r.Returns)}
+	if old := b.records[r.Key.Family][r.Key.bits]; old.flags&dirty != 0 {
+		rec.flags, rec.turn = dirty, old.turn
 	}
-	rec.flags = told
-	b.put(r.Key, rec, r.Zone)
-	if b.covers(r.Key) {
+	if r.Expires > now {
+		rec.flags |= told
+	}
+	b.set(r.Key, rec)
+	if r.Expires > now && b.isAllowed(r.Key.Prefix(), r.Key) {
 		b.takeBack(r.Key)
 	}
 }
@@ -255,10 +249,7 @@ func (b *Book) Unload(k Key) { b.drop(k) }
 // was told.
 func (b *Book) Get(k Key) (Record, bool) {
 	r, ok := b.records[k.Family][k.bits]
-	if !ok || r.expires == never {
-		return Record{}, false
-	}
-	return Record{k, r.expires, b.zones.name(r.zone), int(r.returns)}, true
+	return b.record(k, r), ok && r.expires != never
 }
 
 // Keys returns all addresses that something is known of.
@@ -291,27 +282,15 @@ func (b *Book) Forget(k Key, now Time) bool {
 func (b *Book) SetPolicy(p Policy) {
 	b.policy, b.allow = p, newAllowList(p.Allow)
 	for k := range b.Keys() {
-		if b.covers(k) {
+		if b.isAllowed(k.Prefix(), k) {
 			b.takeBack(k)
 		}
 	}
 }
 
-// covers reports whether what is blocked with k is on the allow list.
-func (b *Book) covers(k Key) bool {
-	return b.allow.covers(k.Prefix()) || b.policy.Whole && b.allow.overlaps(k.Prefix())
-}
-
 // takeBack ends a block. The kernel is to be told.
 func (b *Book) takeBack(k Key) {
-	r, known := b.records[k.Family][k.bits]
-	if !known {
-		return
-	}
-	if r.flags&live != 0 {
-		b.live[k.Family]--
-	}
-	r.flags &^= live
+	r := b.records[k.Family][k.bits]
 	r.expires, r.returns = never, 0
 	b.mark(k, r, Pending{Key: k})
 }
@@ -319,22 +298,17 @@ func (b *Book) takeBack(k Key) {
 // Limit says how many elements a family's set may have; 0: as many as fit.
 func (b *Book) Limit(f Family, n int) { b.limit[f] = n }
 
-// most is how many addresses of a family may be blocked.
-func (b *Book) most(f Family) int {
-	if b.limit[f] > 0 {
-		return min(b.limit[f], b.policy.MaxElements)
-	}
-	return b.policy.MaxElements
+// full reports whether as many addresses of a family are blocked as may be.
+func (b *Book) full(f Family) bool {
+	return b.counted[f] >= min(cmp.Or(b.limit[f], math.MaxInt), b.policy.MaxElements)
 }
 
-// Full reports whether as many addresses of a family are blocked as may be.
-func (b *Book) Full() bool {
-	return b.live[IPv4] >= b.most(IPv4) || b.live[IPv6] >= b.most(IPv6)
-}
+// Full reports whether as many addresses of one family are blocked as may be.
+func (b *Book) Full() bool { return b.full(IPv4) || b.full(IPv6) }
 
 // Len returns how many addresses are blocked, those among them included that
-// expired since the last Sweep, and how many are remembered.
+// expired since the last Sweep or wait, and how many are remembered.
 func (b *Book) Len() (blocked, remembered int) {
-	blocked = b.live[0] + b.live[1]
+	blocked = b.counted[0] + b.counted[1]
 	return blocked, len(b.records[0]) + len(b.records[1]) - blocked
 }

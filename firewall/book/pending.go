@@ -1,16 +1,12 @@
 package book
 
-import (
-	"encoding/binary"
-	"net/netip"
-	"slices"
-)
+import "net/netip"
 
-// A Pending is a change that the kernel is yet to be told of, with what of the hit
-// that made it is worth a line in the log.
+// A Pending is a change that the kernel is yet to be told of, with what of the last
+// hit that made it is worth a line in the log.
 type Pending struct {
 	Key  Key
-	low  uint64 // the client's IPv6 address
+	low  uint64 // the rest of the client's IPv6 address
 	code uint32 // the return code; 0: none
 	hit  bool
 }
@@ -27,26 +23,28 @@ func (p Pending) Code() netip.Addr {
 	if p.code == 0 {
 		return netip.Addr{}
 	}
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], p.code)
-	return netip.AddrFrom4(b)
+	return Key{IPv4, uint64(p.code)}.Addr()
 }
 
-func code(addr netip.Addr) uint32 {
-	if !addr.Is4() {
-		return 0
-	}
-	b := addr.As4()
-	return binary.BigEndian.Uint32(b[:])
-}
-
-// mark queues an address, unless it waits already.
+// mark stores a record of which the kernel is yet to be told. It waits once.
 func (b *Book) mark(k Key, r record, p Pending) {
+	q := &b.queue[k.Family]
 	if r.flags&dirty == 0 {
 		r.flags |= dirty
-		b.queue[k.Family] = append(b.queue[k.Family], p)
+		r.turn = b.gone[k.Family] + uint32(len(*q))
+		*q = append(*q, p)
+	} else if p.hit {
+		(*q)[r.turn-b.gone[k.Family]] = p
 	}
-	b.records[k.Family][k.bits] = r
+	b.set(k, r)
+}
+
+// pop takes the first n out of the queue.
+func (b *Book) pop(f Family, n int) {
+	b.gone[f] += uint32(n)
+	if b.queue[f] = b.queue[f][n:]; len(b.queue[f]) == 0 {
+		b.queue[f] = nil
+	}
 }
 
 // Next returns the first n of what the kernel is yet to be told of a family, at
@@ -60,36 +58,37 @@ func (b *Book) Waiting(f Family) int { return len(b.queue[f]) }
 // element. Had is whether it has one, as far as we know.
 func (b *Book) Wants(k Key, now Time) (r Record, blocked, had bool) {
 	rec := b.records[k.Family][k.bits]
-	return Record{k, rec.expires, b.zones.name(rec.zone), int(rec.returns)}, rec.expires > now, rec.flags&told != 0
+	return b.record(k, rec), rec.expires > now, rec.flags&told != 0
 }
 
-// Done says that the kernel was told of the first n of Next.
+// Done says that the kernel was told, at now, of the first n of Next.
 func (b *Book) Done(f Family, n int, now Time) {
-	for _, p := range b.queue[f][:n] {
+	for _, p := range b.Next(f, n) {
 		r := b.records[f][p.Key.bits]
-		if r.expires == never {
-			b.drop(p.Key)
-			continue
-		}
 		r.flags &^= dirty | told
 		if r.expires > now {
 			r.flags |= told
 		}
-		b.records[f][p.Key.bits] = r
+		if b.set(p.Key, r); r.expires == never {
+			b.drop(p.Key)
+		}
 	}
-	b.queue[f] = b.queue[f][n:]
-	if len(b.queue[f]) == 0 {
-		b.queue[f] = nil
-	}
+	b.pop(f, n)
 }
 
 // Postpone has the first of Next wait behind all others.
-func (b *Book) Postpone(f Family) { b.queue[f] = append(b.queue[f][1:], b.queue[f][0]) }
+func (b *Book) Postpone(f Family) {
+	p := b.queue[f][0]
+	b.pop(f, 1)
+	r := b.records[f][p.Key.bits]
+	r.flags &^= dirty
+	b.mark(p.Key, r, p)
+}
 
 // Refill says that the kernel's set of a family is empty: all blocks have to be
 // put into it.
 func (b *Book) Refill(f Family, now Time) {
-	b.bulk[f], b.part[f] = nil, nil
+	b.bulk[f] = nil
 	for bits, r := range b.records[f] {
 		r.flags &^= told
 		b.records[f][bits] = r
@@ -99,43 +98,45 @@ func (b *Book) Refill(f Family, now Time) {
 	}
 }
 
-// NextBulk returns n addresses, at most, that a refill has yet to put into the set.
-// It is valid until the book changes.
-func (b *Book) NextBulk(f Family, n int, now Time) []Key {
-	done := func(k Key) bool {
-		r := b.records[f][k.bits]
-		return r.flags&(told|dirty) != 0 || r.expires <= now
-	}
-	part := slices.DeleteFunc(b.part[f], done)
-	for len(part) < n && len(b.bulk[f]) > 0 {
-		if k := (Key{f, b.bulk[f][0]}); !done(k) {
-			part = append(part, k)
+// NextBulk returns n addresses, at most, that a refill has yet to put into the set:
+// those that are still blocked, and do not wait in the queue meanwhile.
+func (b *Book) NextBulk(f Family, n int, now Time) (keys []Key) {
+	seen := 0
+	for _, bits := range b.bulk[f] {
+		if len(keys) == n {
+			break
 		}
-		b.bulk[f] = b.bulk[f][1:]
+		seen++
+		if r := b.records[f][bits]; r.expires > now && r.flags&(told|dirty) == 0 {
+			keys = append(keys, Key{f, bits})
+		}
 	}
-	if b.part[f] = part; len(part) == 0 {
-		b.part[f], b.bulk[f] = nil, nil
+	b.bulk[f] = b.bulk[f][seen-len(keys):]
+	for i, k := range keys {
+		b.bulk[f][i] = k.bits
 	}
-	return part[:min(n, len(part))]
+	return keys
 }
 
 // DoneBulk says that the kernel was told of the first n of NextBulk.
 func (b *Book) DoneBulk(f Family, n int) {
-	for _, k := range b.part[f][:n] {
-		r := b.records[f][k.bits]
+	for _, bits := range b.bulk[f][:n] {
+		r := b.records[f][bits]
 		r.flags |= told
-		b.records[f][k.bits] = r
+		b.records[f][bits] = r
 	}
-	b.part[f] = b.part[f][n:]
+	if b.bulk[f] = b.bulk[f][n:]; len(b.bulk[f]) == 0 {
+		b.bulk[f] = nil
+	}
 }
 
 // QueueBulk has the first of NextBulk wait in the queue instead.
 func (b *Book) QueueBulk(f Family) {
-	k := b.part[f][0]
+	k := Key{f, b.bulk[f][0]}
+	b.bulk[f] = b.bulk[f][1:]
 	b.mark(k, b.records[f][k.bits], Pending{Key: k})
-	b.part[f] = b.part[f][1:]
 }
 
 // Refilling returns how many addresses a refill has yet to put into the set, at
 // most.
-func (b *Book) Refilling(f Family) int { return len(b.bulk[f]) + len(b.part[f]) }
+func (b *Book) Refilling(f Family) int { return len(b.bulk[f]) }

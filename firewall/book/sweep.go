@@ -1,46 +1,51 @@
 package book
 
 import (
+	"math"
 	"slices"
 	"time"
 )
 
-// makeRoom finds out which blocks have expired, and reports whether there is room
-// for another one. It does so once in two seconds at most.
-func (b *Book) makeRoom(f Family, now Time) bool {
-	if now.Sub(b.swept) < 2*time.Second {
-		return false
+// hasRoom reports whether another address of a family may be blocked. To find out
+// which blocks have expired takes long, and is done once in two seconds at most.
+func (b *Book) hasRoom(f Family, now Time) bool {
+	if b.full(f) && now.Sub(b.swept) >= 2*time.Second {
+		b.Sweep(now)
 	}
-	b.Sweep(now)
-	return b.live[f] < b.most(f)
+	return !b.full(f)
 }
 
-// Sweep takes blocks that have expired out of the count of those in force, and
-// forgets those that were not heard of for as long as anybody is blocked. Of those
-// that are only remembered a quarter of MaxElements is kept, the latest.
+// Sweep counts the blocks in force anew, and cuts those that last longer than
+// MaxExpiry from now. It forgets who was not heard of for as long as anybody is
+// blocked. Of those that are only remembered a quarter of MaxElements is kept, the
+// latest.
 func (b *Book) Sweep(now Time) {
-	b.swept = now
-	b.counts.sweep(now.Add(-b.policy.Window))
-	oldest := now.Add(-b.policy.MaxExpiry)
-	var expired []Time
+	b.swept, b.counted = now, [2]int{}
+	b.hits.sweep(now.Add(-b.policy.Window))
+	longest, oldest := now.Add(b.policy.MaxExpiry), now.Add(-b.policy.MaxExpiry)
+	var remembered []Time
+	var used [math.MaxUint16 + 1]bool
 	for k := range b.Keys() {
 		r := b.records[k.Family][k.bits]
-		if r.expires > now || r.flags&dirty != 0 {
-			continue
+		used[r.zone] = true
+		b.counted[k.Family] += b.counts(r)
+		switch {
+		case b.counts(r) == 0:
+			r.flags = 0
+			b.set(k, r)
+			remembered = append(remembered, r.expires)
+		case r.expires > longest:
+			r.expires = longest
+			b.mark(k, r, Pending{Key: k})
 		}
-		if r.flags&live != 0 {
-			b.live[k.Family]--
-			r.flags &^= live | told
-			b.records[k.Family][k.bits] = r
-		}
-		expired = append(expired, r.expires)
 	}
-	if most := b.policy.MaxElements / 4; len(expired) > most {
-		slices.Sort(expired)
-		oldest = max(oldest, expired[len(expired)-most-1]+1)
+	b.zones.keep(&used)
+	if most := b.policy.MaxElements / 4; len(remembered) > most {
+		slices.Sort(remembered)
+		oldest = max(oldest, remembered[len(remembered)-most-1]+1)
 	}
 	for k := range b.Keys() {
-		if r := b.records[k.Family][k.bits]; r.flags&(live|dirty) == 0 && r.expires < oldest {
+		if r := b.records[k.Family][k.bits]; b.counts(r) == 0 && r.expires < oldest {
 			b.drop(k)
 		}
 	}

@@ -32,7 +32,7 @@ func (s *Sender) FD() int { return s.fd }
 // Send sends the hit if the receiver's queue has room. It returns false and no
 // error where it has none: wait for [Sender.FD] and try again.
 func (s *Sender) Send() (sent bool, err error) {
-	_, err = unix.SendmsgN(s.fd, s.line, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	err = unix.Send(s.fd, s.line, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	switch err {
 	case nil:
 		return true, nil

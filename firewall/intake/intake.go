@@ -7,6 +7,7 @@
 package intake
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,12 +50,7 @@ func New(conn *net.UnixConn, log *slog.Logger) (*Receiver, error) {
 		return nil, fmt.Errorf("hits socket: %w", err)
 	}
 	r := &Receiver{conn: conn, raw: raw, log: log, lines: rate.NewLimiter(rate.Every(10*time.Second), 3)}
-	const soPassRights = 83
-	err = raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, soPassRights, 0)
-		// A drop-in of the socket unit may ask for what we have no use for.
-		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 0)
-	})
+	err = raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) })
 	if err != nil {
 		return nil, fmt.Errorf("hits socket: %w", err)
 	}
@@ -69,58 +65,35 @@ const drain = time.Second
 func (r *Receiver) Run(ctx context.Context, to chan<- []hit.Hit) error {
 	defer close(to)
 	defer context.AfterFunc(ctx, func() { r.conn.SetReadDeadline(time.Unix(1, 0)) })()
-	for {
-		hits, err := r.receive(true)
+	for ctx.Err() == nil {
+		err := r.receive(r.raw.Read, to)
 		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) {
 			time.Sleep(10 * time.Millisecond) // the kernel's need, and not for long
-			continue
-		}
-		if ctx.Err() == nil && err != nil {
+		} else if err != nil && ctx.Err() == nil {
 			return fmt.Errorf("hits socket: %w", err)
 		}
-		if len(hits) > 0 {
-			to <- hits
-		}
-		if ctx.Err() != nil {
-			break
-		}
 	}
-	for end := time.Now().Add(drain); time.Now().Before(end); {
-		hits, err := r.receive(false)
-		if err != nil {
-			break
-		}
-		if len(hits) > 0 {
-			to <- hits
-		}
+	now := func(read func(fd uintptr) bool) error { return r.raw.Control(func(fd uintptr) { read(fd) }) }
+	for end := time.Now().Add(drain); time.Now().Before(end) && r.receive(now, to) == nil; {
 	}
 	return nil
 }
 
-// receive reads what waits in the socket, a burst at most. Without wait it returns
-// EAGAIN where there is nothing; it does so too when the read deadline has passed.
-func (r *Receiver) receive(wait bool) (hits []hit.Hit, err error) {
+// receive reads what waits in the socket, a burst at most. Where there is nothing
+// access decides whether to wait, or to return EAGAIN.
+func (r *Receiver) receive(access func(read func(fd uintptr) (done bool)) error, to chan<- []hit.Hit) (err error) {
 	var n int
-	read := func(fd uintptr) bool {
+	refused := access(func(fd uintptr) bool {
 		r.busy.Store(time.Now().UnixNano())
 		n, err = r.burst.read(int(fd))
 		r.busy.Store(0)
-		return !(wait && err == unix.EAGAIN)
-	}
-	var ctl error
-	if wait {
-		ctl = r.raw.Read(read)
-	} else {
-		ctl = r.raw.Control(func(fd uintptr) { read(fd) })
-	}
-	if ctl != nil {
-		return nil, ctl
-	}
-	if err != nil {
-		return nil, err
+		return err != unix.EAGAIN
+	})
+	if err := cmp.Or(refused, err); err != nil {
+		return err
 	}
 	r.received.Add(uint64(n))
-	hits = make([]hit.Hit, 0, n)
+	hits := make([]hit.Hit, 0, n)
 	for i := range n {
 		h, err := hit.Parse(r.burst.datagram(i))
 		if err != nil {
@@ -134,7 +107,10 @@ func (r *Receiver) receive(wait bool) (hits []hit.Hit, err error) {
 		h.Answer, h.Zone = "", r.zone
 		hits = append(hits, h)
 	}
-	return hits, nil
+	if len(hits) > 0 {
+		to <- hits
+	}
+	return nil
 }
 
 // refuse counts a datagram that is no hit, and logs some of them.

@@ -2,6 +2,8 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"hash/crc32"
 	"net/netip"
@@ -12,139 +14,118 @@ import (
 
 // The file is lines of text. Each ends with the CRC-32C of all bytes before it, in
 // eight hexadecimal digits, and stands by itself, so that a damaged one costs
-// nothing but itself:
+// nothing but itself. Empty lines say nothing.
 //
 //	rblnft state 2 CRC
-//	t WALL MONOTONIC BOOT CRC
+//	t BOOT MONOTONIC WALL CRC
 //	v NAME VALUE CRC
-//	b ADDRESS EXPIRES RETURNS ZONE CRC
+//	b BOOT EXPIRES RETURNS ADDRESS ZONE CRC
 //	d ADDRESS CRC
 //
-// The first is the first line of every file; its number changes with the format. t
-// says that it was WALL, in milliseconds of Unix time, when CLOCK_MONOTONIC stood at
-// MONOTONIC, in milliseconds, in the boot named BOOT. v is whatever
-// else is to be remembered. b is what is known of an
-// address: until when it is blocked, in milliseconds of CLOCK_MONOTONIC, how often
-// it came back, and the DNSBL that lists it. d says that nothing is known of it. Of
-// lines about the same the last is true.
+// The first one's number changes with the format. t says that it was WALL, in
+// milliseconds of Unix time, when CLOCK_MONOTONIC stood at MONOTONIC, in
+// milliseconds, in the boot named BOOT. v is whatever else is to be remembered. b is
+// what is known of an address: until when it is blocked, in milliseconds of that
+// boot's CLOCK_MONOTONIC, how often it came back, and the DNSBL that lists it. d
+// says that nothing is known of it. Of lines about the same the last is true.
 const header = "rblnft state 2"
 
-// maxLine is longer than any line: a zone has 253 bytes at most.
-const maxLine = 512
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// appendSum ends the line that starts at b[start:].
-func appendSum(b []byte, start int) []byte {
-	b = append(b, ' ')
-	sum := crc32.Checksum(b[start:], castagnoli)
-	const digits = "0123456789abcdef"
-	for shift := 28; shift >= 0; shift -= 4 {
-		b = append(b, digits[sum>>shift&15])
-	}
-	return append(b, '\n')
-}
-
-func appendHeader(b []byte) []byte { return appendSum(append(b, header...), len(b)) }
-
-func appendAnchor(b []byte, a anchor) []byte {
-	start := len(b)
-	b = strconv.AppendInt(append(b, "t "...), a.wall, 10)
-	b = strconv.AppendInt(append(b, ' '), int64(a.monotonic), 10)
-	b = append(append(b, ' '), a.boot...)
-	return appendSum(b, start)
-}
-
-func appendValue(b []byte, name, value string) []byte {
-	start := len(b)
-	b = append(append(b, "v "...), name...)
-	b = append(append(b, ' '), value...)
-	return appendSum(b, start)
-}
-
-func appendRecord(b []byte, r book.Record) []byte {
-	start := len(b)
-	b = r.Key.Addr().AppendTo(append(b, "b "...))
-	b = strconv.AppendInt(append(b, ' '), int64(r.Expires), 10)
-	b = strconv.AppendInt(append(b, ' '), int64(r.Returns), 10)
-	b = append(append(b, ' '), r.Zone...)
-	return appendSum(b, start)
-}
-
-func appendDeleted(b []byte, k book.Key) []byte {
-	start := len(b)
-	b = k.Addr().AppendTo(append(b, "d "...))
-	return appendSum(b, start)
-}
-
-var (
-	errSum    = errors.New("the checksum is wrong")
-	errLine   = errors.New("not a line of ours")
-	errFormat = errors.New("another format")
-)
-
-// checkSum returns what stands before a line's checksum.
-func checkSum(line []byte) ([]byte, error) {
-	n := len(line) - 9
-	if n < 0 || line[n] != ' ' {
-		return nil, errSum
-	}
-	sum, err := strconv.ParseUint(string(line[n+1:]), 16, 32)
-	if err != nil || crc32.Checksum(line[:n+1], castagnoli) != uint32(sum) {
-		return nil, errSum
-	}
-	return line[:n], nil
-}
 
 // An entry is what a line says: its kind, and what of the rest is of that kind.
 type entry struct {
 	kind        byte // t, v, b, d, or h for the header
 	anchor      anchor
 	name, value string
+	boot        string // that record is of
 	record      book.Record
 }
+
+// appendTo appends the line, with its line feed.
+func (e *entry) appendTo(b []byte) []byte {
+	start := len(b)
+	text := func(s string) { b = append(append(b, ' '), s...) }
+	number := func(n int64) { b = strconv.AppendInt(append(b, ' '), n, 10) }
+	if b = append(b, e.kind); e.kind == 'h' {
+		b = append(b[:start], header...)
+	}
+	switch e.kind {
+	case 't':
+		text(e.anchor.boot)
+		number(int64(e.anchor.monotonic))
+		number(e.anchor.wall)
+	case 'v':
+		text(e.name)
+		text(e.value)
+	case 'b':
+		text(e.boot)
+		number(int64(e.record.Expires))
+		number(int64(e.record.Returns))
+		b = e.record.Key.Addr().AppendTo(append(b, ' '))
+		text(e.record.Zone)
+	case 'd':
+		b = e.record.Key.Addr().AppendTo(append(b, ' '))
+	}
+	return appendSum(b, start)
+}
+
+// appendSum ends the line that begins at b[start:].
+func appendSum(b []byte, start int) []byte {
+	b = append(b, ' ')
+	sum := binary.BigEndian.AppendUint32(nil, crc32.Checksum(b[start:], castagnoli))
+	return append(hex.AppendEncode(b, sum), '\n')
+}
+
+var (
+	errLine   = errors.New("not a line of ours")
+	errFormat = errors.New("another format")
+)
 
 // parse reads a line, without its line feed. It returns errFormat for the first
 // line of a file that another version wrote.
 func parse(line []byte) (e entry, err error) {
-	text, err := checkSum(line)
-	if err != nil {
-		return e, err
-	}
-	fields := bytes.Split(text, []byte(" "))
-	if string(fields[0]) == "rblnft" {
-		if string(text) != header {
-			return e, errFormat
-		}
-		return entry{kind: 'h'}, nil
-	}
-	if len(fields[0]) != 1 || len(fields) != map[byte]int{'t': 4, 'v': 3, 'b': 5, 'd': 2}[fields[0][0]] {
+	n := len(line) - 9
+	if n < 1 || line[n] != ' ' {
 		return e, errLine
 	}
-	e.kind = fields[0][0]
-	var errs [3]error
+	sum, err := strconv.ParseUint(string(line[n+1:]), 16, 32)
+	if err != nil || crc32.Checksum(line[:n+1], castagnoli) != uint32(sum) {
+		return e, errLine
+	}
+	fields := bytes.Split(line[:n], []byte(" "))
+	field := func(kind string, of int) bool { return string(fields[0]) == kind && len(fields) == of }
 	number := func(i, bits int) int64 {
-		n, err := strconv.ParseUint(string(fields[i]), 10, bits)
-		errs[i-1] = err
+		n, failed := strconv.ParseUint(string(fields[i]), 10, bits)
+		err = errors.Join(err, failed)
 		return int64(n)
 	}
-	switch e.kind {
-	case 't':
-		e.anchor = anchor{number(1, 63), book.Time(number(2, 63)), string(fields[3])}
-	case 'v':
+	key := func(i int) book.Key {
+		addr, failed := netip.ParseAddr(string(fields[i]))
+		if err = errors.Join(err, failed); err != nil {
+			return book.Key{}
+		}
+		if book.KeyOf(addr).Addr() != addr {
+			err = errLine
+		}
+		return book.KeyOf(addr)
+	}
+	e.kind = line[0]
+	switch {
+	case string(line[:n]) == header:
+		e.kind = 'h'
+	case string(fields[0]) == "rblnft":
+		err = errFormat
+	case field("t", 4):
+		e.anchor = anchor{string(fields[1]), book.Time(number(2, 63)), number(3, 63)}
+	case field("v", 3):
 		e.name, e.value = string(fields[1]), string(fields[2])
+	case field("b", 6):
+		e.boot = string(fields[1])
+		e.record = book.Record{Expires: book.Time(number(2, 63)), Returns: int(number(3, 8)), Key: key(4), Zone: string(fields[5])}
+	case field("d", 2):
+		e.record.Key = key(1)
 	default:
-		addr, err := netip.ParseAddr(string(fields[1]))
-		if err != nil || book.KeyOf(addr).Addr() != addr {
-			return e, errLine
-		}
-		e.record.Key = book.KeyOf(addr)
-		if e.kind == 'b' {
-			e.record.Expires, e.record.Returns, e.record.Zone = book.Time(number(2, 63)), int(number(3, 8)), string(fields[4])
-		}
+		err = errLine
 	}
-	if errs != [3]error{} || len(e.record.Zone) > 253 {
-		return e, errLine
-	}
-	return e, nil
+	return e, err
 }

@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -30,22 +29,9 @@ import (
 	"rblnft/firewall/book"
 )
 
-const (
-	// Interval is how often changes are written.
-	Interval = 100 * time.Millisecond
-	// syncInterval is how often they are sent to the disk itself (fdatasync(2)).
-	syncInterval = time.Second
-	// anchorInterval is how often at least the clocks are written down.
-	anchorInterval = time.Minute
-	// retryInterval is how often it is tried again after a failure.
-	retryInterval = 10 * time.Second
-	// Slack is how many bytes a file may grow by before it is replaced, whatever
-	// its size; it may double in any case.
-	slack = 1 << 20
-	// most bounds what waits for a disk that hangs, in bytes. What exceeds it is
-	// dropped, and a new file wanted.
-	most = 32 << 20
-)
+// most bounds what waits for a disk that hangs, in bytes. What exceeds it is dropped,
+// and a new file wanted.
+const most = 32 << 20
 
 const (
 	fileName = "blocks"
@@ -61,76 +47,86 @@ var errBehind = errors.New("the disk does not take it in time")
 
 // A Store keeps the state in a directory. A nil Store keeps nothing.
 type Store struct {
-	dir    string
-	lock   *os.File
-	clock  Clock
-	log    *slog.Logger
-	wanted atomic.Bool
-	failed atomic.Pointer[error]
+	dir     string
+	clock   Clock
+	boot    string
+	log     *slog.Logger
+	failure atomic.Pointer[error]
 
-	mu     sync.Mutex // guards what follows, and is held for copying alone
-	lines  []byte     // for the file
-	fresh  []byte     // for the new one
-	begun  bool       // since the last write
-	ended  bool       // likewise
-	within bool       // between Begin and End
-	lost   bool       // some of lines
+	mu     sync.Mutex // guards what waits, and is held for copying alone
+	wanted bool
+	within bool // between Begin and End
+	waiting
 
-	// Of the writing goroutine.
-	file, next *os.File
-	base, size int64 // of the file: when it was complete, and now
-	nextSize   int64
-	last       anchor
-	lastAnchor time.Time
-	synced     bool
-	lastSync   time.Time
-	retry      time.Time
+	writer
+}
+
+// waiting is what the writer has yet to do.
+type waiting struct {
+	lines []byte // for the file
+	lost  bool   // some of them
+	fresh []byte // for the new file,
+	begun bool   // which is to be created,
+	ended bool   // and takes the place of the old one
 }
 
 // Open takes a directory, made if need be, for the state. Where it cannot be used
 // that is logged, and tried again: the error wraps [ErrInUse] and nothing else.
 func Open(dir string, clock Clock, log *slog.Logger) (*Store, error) {
-	s := &Store{dir: dir, clock: clock, log: log}
-	err := os.MkdirAll(dir, 0o750)
-	if err == nil {
-		s.lock, err = os.OpenFile(s.path(lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	}
-	if err == nil {
-		if err = unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
-			s.lock.Close()
-			return nil, fmt.Errorf("state directory %s: %w", dir, ErrInUse)
-		}
-	}
-	if err != nil {
+	s := &Store{dir: dir, clock: clock, boot: clock.anchor().boot, log: log}
+	if err := s.acquire(); errors.Is(err, ErrInUse) {
+		return nil, err
+	} else if err != nil {
 		s.fail(err)
 	}
 	return s, nil
 }
 
+// acquire makes sure that the directory is there, and ours.
+func (s *Store) acquire() error {
+	if err := os.MkdirAll(s.dir, 0o750); err != nil {
+		return err
+	}
+	if s.lock != nil && s.isAt(lockName, s.lock) {
+		return nil
+	}
+	lock, err := os.OpenFile(s.path(lockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if err == unix.EWOULDBLOCK {
+			err = ErrInUse
+		}
+		return fmt.Errorf("state directory %s: %w", s.dir, err)
+	}
+	s.lock.Close()
+	s.lock = lock
+	return nil
+}
+
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
+
+// isAt reports whether nobody has moved or removed an open file.
+func (s *Store) isAt(name string, f *os.File) bool {
+	there, err := os.Stat(s.path(name))
+	ours, err2 := f.Stat()
+	return err == nil && err2 == nil && os.SameFile(there, ours)
+}
 
 // Load reads the state: put takes a record, drop an address of which nothing is
 // known after all. What cannot be read is logged, and costs nothing else; a file of
 // another version is put aside.
-func (s *Store) Load(put func(book.Record), drop func(book.Key)) Loaded {
+func (s *Store) Load(put func(book.Record), drop func(book.Key)) (l Loaded) {
 	if s == nil {
-		return Loaded{}
-	}
-	os.Remove(s.path(newName))
-	f, err := os.OpenFile(s.path(fileName), os.O_RDWR|os.O_APPEND, 0)
-	var l Loaded
-	if err == nil {
-		s.last = s.clock.anchor()
-		l, err = load(f, s.last, put, drop)
-	}
-	if err == nil && !l.foreign && l.SameBoot && l.damaged == 0 {
-		s.file = f
-		s.size, _ = f.Seek(0, io.SeekEnd)
-		s.base = s.size
 		return l
 	}
-	s.wanted.Store(true)
-	if f != nil {
+	os.Remove(s.path(newName))
+	now := s.clock.anchor()
+	f, err := os.Open(s.path(fileName))
+	if err == nil {
+		l, err = load(f, now, put, drop)
 		f.Close()
 	}
 	switch {
@@ -142,61 +138,64 @@ func (s *Store) Load(put func(book.Record), drop func(book.Key)) Loaded {
 	case l.damaged > 0:
 		s.log.Warn("the state is damaged", "file", s.path(fileName), "lines_lost", l.damaged, "records", l.Records)
 	}
+	if err == nil && !l.foreign && s.lock != nil {
+		s.use(l)
+	}
+	s.want(now)
 	return l
 }
 
 // Put tells of a record, Drop of an address of which nothing is known any more, and
 // Value of something else, of which there is little: neither name nor value has a
 // space in it.
-func (s *Store) Put(r book.Record) {
-	s.add(func(b []byte) []byte { return appendRecord(b, r) }, true)
-}
+func (s *Store) Put(r book.Record) { s.add(entry{kind: 'b', record: r}, true) }
 
 // Drop is described at [Store.Put].
-func (s *Store) Drop(k book.Key) { s.add(func(b []byte) []byte { return appendDeleted(b, k) }, true) }
+func (s *Store) Drop(k book.Key) { s.add(entry{kind: 'd', record: book.Record{Key: k}}, true) }
 
 // Value is described at [Store.Put].
-func (s *Store) Value(name, value string) {
-	s.add(func(b []byte) []byte { return appendValue(b, name, value) }, true)
-}
-
-func (s *Store) add(line func([]byte) []byte, changed bool) {
-	if s == nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.lines)+len(s.fresh) > most {
-		s.lines, s.fresh, s.within, s.begun, s.ended, s.lost = nil, nil, false, false, false, true
-		s.fail(errBehind)
-		return
-	}
-	if changed {
-		s.lines = line(s.lines)
-	}
-	if s.within || s.ended { // and not yet in place
-		s.fresh = line(s.fresh)
-	}
-}
-
-// Wanted reports whether the file is to be replaced.
-func (s *Store) Wanted() bool { return s != nil && s.wanted.Load() }
-
-// Begin begins a new file.
-func (s *Store) Begin() {
-	s.wanted.Store(false)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fresh, s.within, s.begun, s.ended = nil, true, true, false
-}
+func (s *Store) Value(name, value string) { s.add(entry{kind: 'v', name: name, value: value}, true) }
 
 // Tell tells of a record between Begin and End that has not changed. It reports
 // false where the disk is behind, and there is no hurry.
-func (s *Store) Tell(r book.Record) (ok bool) {
-	s.add(func(b []byte) []byte { return appendRecord(b, r) }, false)
+func (s *Store) Tell(r book.Record) (ok bool) { return s.add(entry{kind: 'b', record: r}, false) }
+
+func (s *Store) add(e entry, changed bool) (ok bool) {
+	if s == nil {
+		return true
+	}
+	e.boot = s.boot
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.lines)+len(s.fresh) > most {
+		s.waiting, s.within = waiting{lost: true}, false
+		s.fail(errBehind)
+	}
+	if changed && !s.lost {
+		s.lines = e.appendTo(s.lines)
+	}
+	if s.within || s.ended {
+		s.fresh = e.appendTo(s.fresh)
+	}
 	return len(s.fresh) < most/4
+}
+
+// Wanted reports whether the file is to be replaced.
+func (s *Store) Wanted() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wanted
+}
+
+// Begin begins a new file.
+func (s *Store) Begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wanted, s.within = false, true
+	s.fresh, s.begun, s.ended = nil, true, false
 }
 
 // End says that everything was told, and has the new file take the old one's place.
@@ -211,7 +210,7 @@ func (s *Store) Failure() error {
 	if s == nil {
 		return nil
 	}
-	if err := s.failed.Load(); err != nil {
+	if err := s.failure.Load(); err != nil {
 		return *err
 	}
 	return nil
@@ -219,7 +218,7 @@ func (s *Store) Failure() error {
 
 // fail notes a failure, which is over when a new file is in place.
 func (s *Store) fail(err error) {
-	if s.failed.Swap(&err) == nil {
+	if s.failure.Swap(&err) == nil {
 		s.log.Error("blocks are not persisted; blocking goes on, and this is tried again", "directory", s.dir, "error", err)
 	}
 }
@@ -235,122 +234,15 @@ func (s *Store) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+			s.write(s.clock.anchor())
 		}
-		s.write()
 	}
+	s.write(s.clock.anchor())
+	s.discard()
 	if s.file != nil {
 		s.file.Sync()
-		s.file.Close()
 	}
-	s.discard()
-	if s.lock != nil {
-		s.lock.Close()
-	}
+	s.file.Close()
+	s.lock.Close()
 	return nil
-}
-
-// write writes what waits.
-func (s *Store) write() {
-	s.mu.Lock()
-	lines, fresh, begun, ended, lost := s.lines, s.fresh, s.begun, s.ended, s.lost
-	s.lines, s.fresh, s.begun, s.ended, s.lost = nil, nil, false, false, false
-	s.mu.Unlock()
-	now := s.clock.anchor()
-	var err error
-	if lost {
-		err = errBehind
-	} else {
-		err = s.writeFile(lines, now)
-	}
-	if begun {
-		s.discard()
-		err = errors.Join(err, s.create(now))
-	}
-	if s.next != nil && len(fresh) > 0 {
-		n, writeErr := s.next.Write(fresh)
-		s.nextSize += int64(n)
-		err = errors.Join(err, writeErr)
-	}
-	if ended && err == nil && s.next != nil {
-		err = s.replace()
-	}
-	if s.file != nil && !s.synced && time.Since(s.lastSync) > syncInterval {
-		err = errors.Join(err, unix.Fdatasync(int(s.file.Fd())))
-		s.synced, s.lastSync = true, time.Now()
-	}
-	if err != nil {
-		// What the file has is complete up to here; the rest a new one will have.
-		s.fail(err)
-		s.discard()
-		if s.file != nil {
-			s.file.Close()
-			s.file = nil
-		}
-		s.retry = time.Now().Add(retryInterval)
-	}
-	if s.next == nil && (s.file == nil && time.Now().After(s.retry) || s.file != nil && s.size > 2*s.base+slack) {
-		s.mu.Lock()
-		s.wanted.Store(!s.within)
-		s.mu.Unlock()
-	}
-}
-
-// writeFile appends lines to the file, and the clocks before them, or where they
-// have not been written down for long, or moved against each other.
-func (s *Store) writeFile(lines []byte, now anchor) error {
-	if s.file == nil {
-		return nil
-	}
-	moved := (now.wall - int64(now.monotonic)) - (s.last.wall - int64(s.last.monotonic))
-	if len(lines) == 0 && max(moved, -moved) < 1000 && time.Since(s.lastAnchor) < anchorInterval {
-		return nil
-	}
-	s.last, s.lastAnchor = now, time.Now()
-	n, err := s.file.Write(append(appendAnchor(nil, now), lines...))
-	s.size += int64(n)
-	s.synced = false
-	return err
-}
-
-// create creates the new file.
-func (s *Store) create(now anchor) (err error) {
-	if err := os.MkdirAll(s.dir, 0o750); err != nil {
-		return err
-	}
-	s.next, err = os.OpenFile(s.path(newName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o640)
-	if err != nil {
-		return err
-	}
-	n, err := s.next.Write(appendAnchor(appendHeader(nil), now))
-	s.nextSize = int64(n)
-	return err
-}
-
-// replace puts the new file into the old one's place.
-func (s *Store) replace() error {
-	if err := s.next.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(s.path(newName), s.path(fileName)); err != nil {
-		return err
-	}
-	if s.file != nil {
-		s.file.Close()
-	}
-	s.file, s.next = s.next, nil
-	s.base, s.size = s.nextSize, s.nextSize
-	if s.failed.Swap(nil) != nil {
-		s.log.Info("blocks are persisted again", "directory", s.dir)
-	}
-	return nil
-}
-
-// discard gives the new file up.
-func (s *Store) discard() {
-	if s.next == nil {
-		return
-	}
-	s.next.Close()
-	s.next = nil
-	os.Remove(s.path(newName))
 }
