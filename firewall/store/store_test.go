@@ -598,6 +598,9 @@ func TestBeginAgain(t *testing.T) {
 	}
 	o.write(o.clock.anchor())
 	m.reads(o.known)
+	if info, err := os.Stat(m.file()); err != nil || o.base != info.Size() {
+		t.Errorf("%d bytes of %d", o.base, info.Size())
+	}
 	o.End() // of nothing
 	o.work()
 	m.reads(o.known)
@@ -605,6 +608,62 @@ func TestBeginAgain(t *testing.T) {
 	o.tell(1)
 	o.stop() // in the middle
 	m.reads(o.known)
+}
+
+// A new file is asked for once.
+func TestWantedOnce(t *testing.T) {
+	m := newMachine(t)
+	o := m.open()
+	for _, step := range []func(){o.begin, func() { o.tell(1) }, func() { o.want(o.clock.anchor()) }, func() { o.tell(1) }} {
+		step()
+		if o.want(o.clock.anchor()); o.Wanted() {
+			t.Error("wanted while it is told")
+		}
+	}
+}
+
+// What the file lacks, as the disk was behind, a new one has.
+func TestBehind(t *testing.T) {
+	m := newMachine(t)
+	o := m.open()
+	o.work()
+	o.lines = make([]byte, most+1, most+1<<20)
+	o.put("192.0.2.1", time.Hour)
+	o.put("192.0.2.2", time.Hour)
+	if o.write(o.clock.anchor()); !o.Wanted() || o.Failure() != errBehind {
+		t.Error(o.Wanted(), o.Failure())
+	}
+	o.work()
+	if m.reads(o.known); o.Failure() != nil {
+		t.Error(o.Failure())
+	}
+	// And a new file that was begun before has not all either.
+	o.begin()
+	o.write(o.clock.anchor())
+	o.lines = make([]byte, most+1, most+1<<20)
+	o.put("192.0.2.3", time.Hour)
+	for o.tell(1) {
+	}
+	o.write(o.clock.anchor())
+	m.pass(retryInterval)
+	o.work()
+	o.work()
+	m.reads(o.known)
+}
+
+// Times of this boot mean what they say, those of an unknown one nothing.
+func TestNoAnchor(t *testing.T) {
+	m := newMachine(t)
+	os.MkdirAll(m.dir, 0o700)
+	known := book.Record{Key: book.KeyOf(netip.MustParseAddr("192.0.2.1")), Expires: m.monotonic + 1000, Zone: "z"}
+	b := (&entry{kind: 'b', boot: m.boot, record: known}).appendTo(nil)
+	unknown := known
+	unknown.Key = book.KeyOf(netip.MustParseAddr("192.0.2.2"))
+	b = (&entry{kind: 'b', boot: "b0060000", record: unknown}).appendTo(b)
+	os.WriteFile(m.file(), b, 0o600)
+	if o := m.open(); !maps.Equal(o.known, state{known.Key: known}) || o.loaded.damaged != 1 || !o.Wanted() {
+		t.Errorf("%v, %+v", o.known, o.loaded)
+	}
 }
 
 func TestSize(t *testing.T) {
@@ -625,6 +684,9 @@ func TestSize(t *testing.T) {
 				replaced++
 			}
 			last, most = info, max(most, info.Size())
+			if o.size != info.Size() {
+				t.Fatalf("%d bytes, and %d are there", o.size, info.Size())
+			}
 		}
 		if n%40_000 == 39_999 { // a restart does not let it grow
 			o.stop()

@@ -75,6 +75,8 @@ func (s *Store) write(now anchor) {
 		s.retry = now.monotonic.Add(retryInterval)
 		if s.file == nil {
 			s.fail(err)
+		} else {
+			s.log.Warn("the state cannot be written anew; it grows", "directory", s.dir, "error", err)
 		}
 	}
 	s.want(now)
