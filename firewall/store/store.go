@@ -171,7 +171,7 @@ func (s *Store) add(e entry, changed bool) (ok bool) {
 		s.waiting, s.within = waiting{lost: true}, false
 		s.fail(errBehind)
 	}
-	if changed && !s.lost {
+	if changed {
 		s.lines = e.appendTo(s.lines)
 	}
 	if s.within || s.ended {

@@ -588,6 +588,15 @@ func TestBeginAgain(t *testing.T) {
 	o.put("192.0.2.2", time.Hour)
 	o.work()
 	o.begin()
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for range 10 {
+		o.write(o.clock.anchor())
+		o.begin()
+	}
+	o.write(o.clock.anchor())
+	if more, _ := os.ReadDir("/proc/self/fd"); len(more) > len(fds)+1 {
+		t.Errorf("%d descriptors, before %d", len(more), len(fds))
+	}
 	o.Tell(book.Record{Key: book.KeyOf(netip.MustParseAddr("192.0.2.99")), Expires: m.monotonic + 1})
 	o.write(o.clock.anchor())
 	if o.Wanted() {
