@@ -202,7 +202,7 @@ func (s *Store) Begin() {
 func (s *Store) End() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.within, s.ended = false, s.within
+	s.within, s.ended = false, true
 }
 
 // Failure returns why what happens is not on disk at the moment, or nil.

@@ -610,6 +610,21 @@ func TestBeginAgain(t *testing.T) {
 	if info, err := os.Stat(m.file()); err != nil || o.base != info.Size() {
 		t.Errorf("%d bytes of %d", o.base, info.Size())
 	}
+	// Even if the one before was to take its place in a moment.
+	o.begin()
+	for o.tell(1) {
+	}
+	o.begin()
+	o.write(o.clock.anchor())
+	m.reads(o.known)
+	o.End()
+	o.begin()
+	o.tell(1)
+	o.write(o.clock.anchor())
+	for o.tell(1) {
+	}
+	o.write(o.clock.anchor())
+	m.reads(o.known)
 	o.End() // of nothing
 	o.work()
 	m.reads(o.known)
@@ -623,7 +638,7 @@ func TestBeginAgain(t *testing.T) {
 func TestWantedOnce(t *testing.T) {
 	m := newMachine(t)
 	o := m.open()
-	for _, step := range []func(){o.begin, func() { o.tell(1) }, func() { o.want(o.clock.anchor()) }, func() { o.tell(1) }} {
+	for _, step := range []func(){o.begin, func() { o.tell(1) }, func() { o.write(o.clock.anchor()) }, func() { o.tell(1) }} {
 		step()
 		if o.want(o.clock.anchor()); o.Wanted() {
 			t.Error("wanted while it is told")

@@ -84,7 +84,7 @@ func (s *Store) write(now anchor) {
 
 // want asks for a new file if one is needed.
 func (s *Store) want(now anchor) {
-	if s.next != nil || now.monotonic < s.retry || s.file != nil && s.size <= 2*s.base+slack {
+	if now.monotonic < s.retry || s.file != nil && s.size <= 2*s.base+slack {
 		return
 	}
 	s.mu.Lock()
