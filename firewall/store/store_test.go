@@ -576,6 +576,9 @@ func TestChangesWhileTelling(t *testing.T) {
 			if again := m.open(); !maps.Equal(again.known, o.known) {
 				t.Errorf("%v, want %v", again.known, o.known)
 			}
+			if slices.Contains(m.names(), newName) {
+				t.Error("what was not completed is left")
+			}
 		})
 	}
 }
