@@ -520,6 +520,9 @@ func TestRefill(t *testing.T) {
 	if b.Refilling(IPv4) != 96 || b.Refilling(IPv6) != 0 {
 		t.Fatalf("%d and %d to refill", b.Refilling(IPv4), b.Refilling(IPv6))
 	}
+	if b.Refill(IPv4, now); b.Refilling(IPv4) != 96 {
+		t.Fatalf("%d to refill, when the set is lost again", b.Refilling(IPv4))
+	}
 	part := slices.Clone(b.NextBulk(IPv4, 10, now))
 	if again := b.NextBulk(IPv4, 10, now); !slices.Equal(part, again) || len(part) != 10 {
 		t.Fatal("what was refused is not next")
