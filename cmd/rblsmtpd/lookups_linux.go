@@ -22,10 +22,9 @@ var errClientGone = errors.New("client gone")
 // lookups is the [dnsbl.Resolver] of one connection. While it waits it watches
 // the client, on descriptor 0.
 type lookups struct {
-	dns    *resolver.Client
-	left   time.Duration // for all lookups together
-	failed func(id int, err error)
-	early  func() // the client speaks before the greeting
+	dns   *resolver.Client
+	left  time.Duration // for all lookups together
+	early func()        // the client speaks before the greeting
 
 	deaf  bool // the client's half of the conversation has ended, or descriptor 0 is no socket
 	heard bool // early has been called
@@ -34,13 +33,10 @@ type lookups struct {
 
 func (l *lookups) Ask(q dnsbl.Question) { l.dns.Ask(q, time.Now()) }
 
-// Wait implements [dnsbl.Resolver]. A time to wait until means a greet delay.
-func (l *lookups) Wait(until time.Time) (dnsbl.Answer, bool, error) {
+// Wait implements [dnsbl.Resolver].
+func (l *lookups) Wait(until time.Time, greetDelay bool) (dnsbl.Answer, bool, error) {
 	for {
 		if a, ok := l.dns.Next(); ok {
-			if a.Err != nil {
-				l.failed(a.ID, a.Err)
-			}
 			return a, true, nil
 		}
 		now := time.Now()
@@ -52,7 +48,7 @@ func (l *lookups) Wait(until time.Time) (dnsbl.Answer, bool, error) {
 			l.dns.GiveUp()
 			continue
 		}
-		if err := l.poll(now, until); err != nil {
+		if err := l.poll(now, until, greetDelay); err != nil {
 			return dnsbl.Answer{}, false, err
 		}
 		if pending {
@@ -62,12 +58,11 @@ func (l *lookups) Wait(until time.Time) (dnsbl.Answer, bool, error) {
 }
 
 // poll waits until something happens, and deals with it.
-func (l *lookups) poll(now, until time.Time) error {
-	delaying := !until.IsZero()
+func (l *lookups) poll(now, until time.Time, greetDelay bool) error {
 	client := unix.PollFd{Fd: 0, Events: unix.POLLRDHUP}
 	if l.deaf {
 		client.Fd = -1
-	} else if delaying && !l.heard {
+	} else if greetDelay && !l.heard {
 		client.Events |= unix.POLLIN
 	}
 	fds, wake := l.dns.Poll(append(l.fds[:0], client))
@@ -77,7 +72,7 @@ func (l *lookups) poll(now, until time.Time) error {
 			wake = end
 		}
 	}
-	if delaying && (wake.IsZero() || until.Before(wake)) {
+	if !until.IsZero() && (wake.IsZero() || until.Before(wake)) {
 		wake = until
 	}
 	if ppoll(fds, wake.Sub(now)) != nil {

@@ -118,17 +118,14 @@ func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
 		}
 	}
 	l := &lookups{
-		dns:  resolver.New(servers),
-		left: o.lookups,
-		failed: func(id int, err error) {
-			if o.verbose {
-				c.note(o.steps[id].Source.Zone + ": " + err.Error())
-			}
-		},
+		dns:   resolver.New(servers),
+		left:  o.lookups,
 		early: func() { c.note("client speaks before the greeting") },
 	}
-	d, err := dnsbl.Decide(l, c.addr, steps, o.oneByOne, func(zone, what string) {
-		c.note(zone + ": " + what)
+	d, err := dnsbl.Decide(l, c.addr, steps, o.oneByOne, func(zone, what string, detail bool) {
+		if !detail || o.verbose {
+			c.note(zone + ": " + what)
+		}
 	})
 	l.dns.Close()
 	return d, err

@@ -69,7 +69,7 @@ func parse(p *process) (o *options, problem string) {
 				o.verbose = true
 				continue
 			case 'W':
-				o.steps = append(o.steps, dnsbl.Step{Delay: func() time.Duration { return o.greetDelay(p) }})
+				o.steps = append(o.steps, dnsbl.Step{Delay: o.greetDelay(p)})
 				continue
 			case 't', 'T', 'w', 'r', 'a':
 			default:
@@ -90,8 +90,7 @@ func parse(p *process) (o *options, problem string) {
 			case 'T':
 				o.lookups = o.seconds("-T", value)
 			case 'w':
-				delay := o.seconds("-w", value)
-				o.steps = append(o.steps, dnsbl.Step{Delay: func() time.Duration { return delay }})
+				o.steps = append(o.steps, dnsbl.Step{Delay: o.seconds("-w", value)})
 			case 'r':
 				source(dnsbl.ParseList(value))
 			case 'a':

@@ -24,7 +24,7 @@ func (o *options) String() string {
 	for _, s := range o.steps {
 		switch {
 		case s.Source == nil:
-			fmt.Fprintf(&b, "delay %v; ", s.Delay())
+			fmt.Fprintf(&b, "delay %v; ", s.Delay)
 			continue
 		case s.Source.Allow:
 			fmt.Fprintf(&b, "allow %s", s.Source.Zone)
@@ -99,7 +99,7 @@ func TestGreetDelay(t *testing.T) {
 		"GREETDELAY=no": {0, 1},
 	} {
 		o, _ := parse(command([]string{"-W", "prog"}, value))
-		if got := o.steps[0].Delay(); got != want.delay || len(o.notes) != want.notes {
+		if got := o.steps[0].Delay; got != want.delay || len(o.notes) != want.notes {
 			t.Errorf("%q: %v, %q", value, got, o.notes)
 		}
 	}

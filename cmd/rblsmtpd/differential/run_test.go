@@ -82,7 +82,7 @@ var newLab = sync.OnceValues(func() (*lab, error) {
 
 	// The system's server differs in what it says.
 	others := dnsbltest.Standard()
-	others["list.test"] = dnsbltest.Lists([]string{"127.0.0.2"}, "the system's server lists %a")
+	others["list.test"] = dnsbltest.Test(dnsbltest.NoName(), dnsbltest.Lists([]string{"127.0.0.2"}, "the system's server lists %a"))
 	for addr, zones := range map[string]dnsbltest.Zones{
 		failingServer: {"": dnsbltest.Rcode(2)},
 		silentServer:  {"": dnsbltest.Silence()},
