@@ -335,6 +335,23 @@ func TestPassesWhateverTheProcessIsLike(t *testing.T) {
 	}
 }
 
+// A resolv.conf that cannot be read names nobody to ask; mail passes.
+func TestUnreadableResolvConf(t *testing.T) {
+	root := t.TempDir()
+	if out, err := exec.Command("cp", program, root).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "etc/resolv.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("chroot", root, "/rblsmtpd", "-r", "bl.example", "/rblsmtpd")
+	cmd.Env = []string{"TCPREMOTEIP=192.0.2.9", "RBLNFT_SOCKET="}
+	out, _ := cmd.CombinedOutput()
+	if !strings.Contains(string(out), ": /etc/resolv.conf: is a directory; nothing is looked up\n") || cmd.ProcessState.ExitCode() != 100 {
+		t.Errorf("%v, %s", cmd.ProcessState, out)
+	}
+}
+
 // A log that nobody reads any more stops no mail.
 func TestPassesThoughTheLogIsFull(t *testing.T) {
 	r, w, err := os.Pipe()

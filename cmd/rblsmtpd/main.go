@@ -131,6 +131,22 @@ func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
 	return d, err
 }
 
+// dnsServers returns the servers to ask: those in $DNSCACHEIP, else the system's.
+// Without any every lookup fails at once.
+func dnsServers(p *process, note func(string)) []netip.Addr {
+	if text, ok := p.getenv("DNSCACHEIP"); ok && text != "" {
+		if servers := resolver.CacheServers(text); len(servers) > 0 {
+			return servers
+		}
+		note("$DNSCACHEIP " + strconv.Quote(text) + ": no IP address; asking the servers in resolv.conf")
+	}
+	servers, err := resolver.SystemServers()
+	if err != nil {
+		note("/etc/resolv.conf: " + describe(err) + "; nothing is looked up")
+	}
+	return servers
+}
+
 // reject holds the conversation, and meanwhile reports a listing to the daemon.
 func reject(p *process, o *options, c *client, d dnsbl.Decision, line string) {
 	r := &report{client: c}

@@ -260,7 +260,8 @@ func (g *generator) environment() {
 	case g.percent(30):
 	default:
 		add("DNSCACHEIP", pick(g, "", "127.0.0.1.", "..127.0.0.1", "127.0.0.1.127.0.0.1", absentServer+"."+"127.0.0.1", absentServer+"..127.0.0.1",
-			"127.0.0.1.x", "127.0.0.1.127", "x", "127.0.0", "...", "127.0.0.1."+systemServer, systemServer, failingServer+".127.0.0.1"))
+			"127.0.0.1.x", "127.0.0.1.127", "x", "127.0.0", "...", "127.0.0.1."+systemServer, systemServer, failingServer+".127.0.0.1",
+			farServer, barredServer, farServer+"."+barredServer, farServer+".127.0.0.1", barredServer+".127.0.0.1", farServer+"."+barredServer+"."+absentServer+".127.0.0.1"))
 	}
 
 	switch n := g.IntN(100); {
