@@ -61,8 +61,7 @@ func main() {
 		}
 	}
 
-	err := p.run(o.prog)
-	die(111, fatal+"unable to run "+p.args[o.prog]+": "+describe(err)+"\n")
+	p.run(o.prog)
 }
 
 // byEnvironment decides as $RBLSMTPD says, if it says anything: empty, the
@@ -142,7 +141,7 @@ func dnsServers(p *process, note func(string)) []netip.Addr {
 	}
 	servers, err := resolver.SystemServers()
 	if err != nil {
-		note("/etc/resolv.conf: " + describe(err) + "; nothing is looked up")
+		note("/etc/resolv.conf: " + err.Error() + "; nothing is looked up")
 	}
 	return servers
 }
@@ -207,7 +206,6 @@ func (c *client) note(what string) {
 	if ppoll(log[:], 0) == nil && log[0].Revents == 0 {
 		return
 	}
-	const tooLarge = uintptr(unix.SIGXFSZ - 1)
 	setSignal(tooLarge, true)
 	say(c.prefix() + smtpreply.Printable(what) + "\n")
 	setSignal(tooLarge, initialIgnored&(1<<tooLarge) != 0)
@@ -250,33 +248,4 @@ func say(text string) {
 func die(code int, text string) {
 	say(text)
 	syscall.Exit(code)
-}
-
-// describe puts an error of execve(2) in the words that ucspi-tcp has for it.
-func describe(err error) string {
-	switch err {
-	case unix.ENOENT:
-		return "file does not exist"
-	case unix.EACCES:
-		return "access denied"
-	case unix.EPERM:
-		return "permission denied"
-	case unix.EISDIR:
-		return "is a directory"
-	case unix.ENOTDIR:
-		return "not a directory"
-	case unix.ENOEXEC:
-		return "exec format error"
-	case unix.ETXTBSY:
-		return "text busy"
-	case unix.ENAMETOOLONG:
-		return "file name too long"
-	case unix.ELOOP:
-		return "symbolic link loop"
-	case unix.EIO:
-		return "input/output error"
-	case unix.ENOMEM:
-		return "out of memory"
-	}
-	return err.Error()
 }

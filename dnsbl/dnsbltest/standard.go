@@ -180,6 +180,7 @@ var pretending = Zones{
 
 // slow are the zones that take their time.
 var slow = Zones{
+	"slow0.test":     Test(NoName(), Lists(two, "slow")),
 	"slow5.test":     Slow(5*time.Millisecond, Test(NoName(), Lists(two, "slow"))),
 	"slow20.test":    Slow(20*time.Millisecond, Test(NoName(), Lists(two, "slow"))),
 	"slow50.test":    Slow(50*time.Millisecond, Test(NoName(), Lists(two, "slow"))),
