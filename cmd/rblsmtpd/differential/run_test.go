@@ -2,6 +2,7 @@ package differential
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -72,7 +73,7 @@ var newLab = sync.OnceValues(func() (*lab, error) {
 	}
 	labDir = dir
 	l := &lab{dir: dir, filter: filepath.Join(dir, "bin", "rblsmtpd"), marker: "\n--- " + filepath.Base(dir) + " ---\n"}
-	if err := build.Program(filepath.Join(dir, "bin"), "rblsmtpd"); err != nil {
+	if err := errors.Join(build.Open("rblsmtpd"), build.Program(filepath.Join(dir, "bin"), "rblsmtpd")); err != nil {
 		return nil, err
 	}
 	for name, mode := range map[string]os.FileMode{"here": 0o644, "noexec/cat": 0o644, "noformat/cat": 0o755, "dir/cat/x": 0o644, "out/x": 0o644} {
