@@ -335,6 +335,29 @@ func TestPassesWhateverTheProcessIsLike(t *testing.T) {
 	}
 }
 
+// An alarm clock that was set before ends a filter that looks up, and no conversation.
+func TestAlarmThatWasSetBefore(t *testing.T) {
+	cmd := exec.Command("perl", "-e", "alarm 1; exec {$ARGV[0]} @ARGV", program, "true")
+	cmd.Env = []string{"RBLSMTPD=-no"}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1500 * time.Millisecond)
+	in.Write([]byte("quit\r\n"))
+	got, _ := io.ReadAll(out)
+	if err := cmd.Wait(); err != nil || string(got) != "220 rblsmtpd.local\r\n221 rblsmtpd.local\r\n" {
+		t.Errorf("%v, %q", err, got)
+	}
+}
+
 // Where the Go runtime cannot start, for want of threads or of memory that hard limits
 // keep from it, the next program runs at once and a line says why. With just enough
 // the filter works. In no case does the runtime say anything.
