@@ -106,14 +106,14 @@ func codesError(text, what string) error {
 	return sourceError("return codes " + quote(text) + ": " + what)
 }
 
-var complaints = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 255, 255, 0}), 24)
+var errorCodes = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 255, 255, 0}), 24)
 
-// complaint returns in words what a code in 127.255.255.0/24 among the A records
+// errorCode returns in words what a code in 127.255.255.0/24 among the A records
 // means: an error of the list, or of the way it is asked, never a listing. The
 // meanings are Spamhaus', whose codes other lists have taken over.
-func complaint(codes []netip.Addr) (what string, ok bool) {
+func errorCode(codes []netip.Addr) (what string, ok bool) {
 	for _, code := range codes {
-		if !complaints.Contains(code) {
+		if !errorCodes.Contains(code) {
 			continue
 		}
 		what = "an error code, no listing"
@@ -133,7 +133,7 @@ func complaint(codes []netip.Addr) (what string, ok bool) {
 // classify says what the A records of a source mean. Anything that is no
 // listing but looks like one is said to log, a complete sentence about the zone.
 func (s *Source) classify(codes []netip.Addr, log func(string)) outcome {
-	if what, ok := complaint(codes); ok {
+	if what, ok := errorCode(codes); ok {
 		log(what + "; counted as a temporary failure")
 		return outcome{kind: failed}
 	}

@@ -147,7 +147,7 @@ type decider struct {
 // question is a Question, and its answer once there is one.
 type question struct {
 	name     string
-	kind     Type
+	qtype    Type
 	answered bool
 	answer   Answer
 }
@@ -177,7 +177,7 @@ func (d *decider) say(s *Source, what string, detail bool) {
 
 // begin asks the first question of a source. problem, if not empty, is why none
 // can be asked.
-func (d *decider) begin(s *Source) (name string, kind Type, problem string) {
+func (d *decider) begin(s *Source) (name string, qtype Type, problem string) {
 	if s.Err != nil {
 		return "", 0, s.Err.Error()
 	}
@@ -275,7 +275,7 @@ func (d *decider) sane(s *Source, evidence Type) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	problem, unanswered := complaint(a.Addrs)
+	problem, unanswered := errorCode(a.Addrs)
 	if a.Err != nil {
 		problem, unanswered = a.Err.Error(), true
 	}
@@ -290,17 +290,17 @@ func (d *decider) sane(s *Source, evidence Type) (bool, error) {
 }
 
 // start asks a question, unless that has been done.
-func (d *decider) start(name string, kind Type) {
-	if d.find(name, kind) == nil {
-		d.r.Ask(Question{ID: len(d.questions), Name: name, Type: kind})
-		d.questions = append(d.questions, question{name: name, kind: kind})
+func (d *decider) start(name string, qtype Type) {
+	if d.find(name, qtype) == nil {
+		d.r.Ask(Question{ID: len(d.questions), Name: name, Type: qtype})
+		d.questions = append(d.questions, question{name: name, qtype: qtype})
 	}
 }
 
 // find returns a question that has been asked, or nil.
-func (d *decider) find(name string, kind Type) *question {
+func (d *decider) find(name string, qtype Type) *question {
 	for i := range d.questions {
-		if q := &d.questions[i]; q.kind == kind && strings.EqualFold(q.name, name) {
+		if q := &d.questions[i]; q.qtype == qtype && strings.EqualFold(q.name, name) {
 			return q
 		}
 	}
@@ -309,8 +309,8 @@ func (d *decider) find(name string, kind Type) *question {
 
 // await returns the answer to a question that has been asked, and says what is
 // wrong with it.
-func (d *decider) await(s *Source, name string, kind Type) (Answer, error) {
-	a, err := d.wait(name, kind)
+func (d *decider) await(s *Source, name string, qtype Type) (Answer, error) {
+	a, err := d.wait(name, qtype)
 	if err == nil && a.Err != nil {
 		d.say(s, a.Err.Error(), true)
 	}
@@ -318,9 +318,9 @@ func (d *decider) await(s *Source, name string, kind Type) (Answer, error) {
 }
 
 // wait returns the answer to a question that has been asked.
-func (d *decider) wait(name string, kind Type) (Answer, error) {
+func (d *decider) wait(name string, qtype Type) (Answer, error) {
 	for {
-		if q := d.find(name, kind); q.answered {
+		if q := d.find(name, qtype); q.answered {
 			return q.answer, nil
 		}
 		until := d.slow

@@ -28,14 +28,14 @@ import (
 // What stands in this file runs before there is a Go runtime: functions that never
 // grow the stack, nor allocate, nor call one that may.
 var (
-	initialStack   unsafe.Pointer // argc, argv, environment; nil if started elsewhere
-	initialLimits  [5]limit       // in the order of limited
-	initialBlocked uint64         // bit n-1 is signal n
-	initialIgnored uint64         // likewise
-	initialClosed  uint64         // bit n is descriptor n, 0 to 2
-	initialSlack   uintptr        // of timers, in nanoseconds
-	threadError    int            // what clone(2) said to the threads to come: 0 or -errno
-	memoryError    syscall.Errno  // what mmap(2) said to the memory to come
+	savedStack   unsafe.Pointer // argc, argv, environment; nil if started elsewhere
+	savedLimits  [5]limit       // in the order of limited
+	savedBlocked uint64         // bit n-1 is signal n
+	savedIgnored uint64         // likewise
+	savedClosed  uint64         // bit n is descriptor n, 0 to 2
+	savedSlack   uintptr        // of timers, in nanoseconds
+	threadError  int            // what clone(2) said to the threads to come: 0 or -errno
+	memoryError  syscall.Errno  // what mmap(2) said to the memory to come
 
 	entryBegin = begin
 	entryCheck = check
@@ -58,7 +58,7 @@ const slack = 20_000_000
 // limit is the kernel's struct rlimit64.
 type limit struct{ soft, hard uint64 }
 
-var limited = [len(initialLimits)]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NPROC, unix.RLIMIT_STACK, unix.RLIMIT_NOFILE}
+var limited = [len(savedLimits)]uintptr{unix.RLIMIT_AS, unix.RLIMIT_DATA, unix.RLIMIT_NPROC, unix.RLIMIT_STACK, unix.RLIMIT_NOFILE}
 
 // scratch is for system calls to read from and write to: there is one thread.
 var scratch struct {
@@ -77,22 +77,22 @@ var scratch struct {
 //go:nosplit
 //go:norace
 func begin(stack unsafe.Pointer, vector *[vectorSize]uintptr) {
-	initialStack = stack
+	savedStack = stack
 
 	for i := range limited {
 		resource := limited[i]
-		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, 0, uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0)
-		scratch.limit = limit{initialLimits[i].hard, initialLimits[i].hard}
+		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, 0, uintptr(unsafe.Pointer(&savedLimits[i])), 0, 0)
+		scratch.limit = limit{savedLimits[i].hard, savedLimits[i].hard}
 		if resource == unix.RLIMIT_NOFILE {
 			continue
 		}
 		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, resource, uintptr(unsafe.Pointer(&scratch.limit)), 0, 0, 0)
 	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 0, 0, uintptr(unsafe.Pointer(&initialBlocked)), 8, 0, 0)
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 0, 0, uintptr(unsafe.Pointer(&savedBlocked)), 8, 0, 0)
 	for n := range uintptr(64) {
 		_, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGACTION, n+1, 0, uintptr(unsafe.Pointer(&scratch.action)), 8, 0, 0)
 		if errno == 0 && scratch.action.handler == sigIgn {
-			initialIgnored |= 1 << n
+			savedIgnored |= 1 << n
 		}
 	}
 	null := uintptr(unsafe.Pointer(unsafe.StringData("/dev/null\x00")))
@@ -101,13 +101,13 @@ func begin(stack unsafe.Pointer, vector *[vectorSize]uintptr) {
 		if _, _, errno := syscall.RawSyscall6(unix.SYS_FCNTL, fd, unix.F_GETFD, 0, 0, 0, 0); errno == 0 {
 			continue
 		}
-		initialClosed |= 1 << fd
+		savedClosed |= 1 << fd
 		if _, _, errno := syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(here), null, unix.O_RDWR, 0, 0, 0); errno != 0 {
 			syscall.RawSyscall6(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_DGRAM, 0, 0, 0, 0)
 		}
 	}
 
-	initialSlack, _, _ = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_TIMERSLACK, 0, 0, 0, 0, 0)
+	savedSlack, _, _ = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_TIMERSLACK, 0, 0, 0, 0, 0)
 
 	space := reserve(spaceNeeded, unix.PROT_NONE)
 	data := reserve(dataNeeded, unix.PROT_READ|unix.PROT_WRITE)
@@ -178,14 +178,14 @@ func check() {
 	default:
 		// The runtime reads a dozen files as it starts, of control groups and huge
 		// pages, if it can open them. Package syscall raises the limit again.
-		scratch.limit = limit{0, initialLimits[len(limited)-1].hard}
+		scratch.limit = limit{0, savedLimits[len(limited)-1].hard}
 		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&scratch.limit)), 0, 0, 0)
 		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, slack, 0, 0, 0, 0)
 		runtime.MemProfileRate = 0
 		return
 	}
-	argc := *(*int)(initialStack)
-	argv := (**byte)(unsafe.Pointer(wordAt(initialStack, 1)))
+	argc := *(*int)(savedStack)
+	argv := (**byte)(unsafe.Pointer(wordAt(savedStack, 1)))
 	envp := element(argv, argc+1)
 	at := progAt(argv, argc)
 	sayUnfiltered(envp, why, at < argc)
@@ -221,8 +221,8 @@ func sayUnfiltered(envp **byte, why string, runs bool) {
 	if n == 1 {
 		note.write()
 	}
-	setSignal(brokenPipe, initialIgnored&(1<<brokenPipe) != 0)
-	setSignal(tooLarge, initialIgnored&(1<<tooLarge) != 0)
+	setSignal(brokenPipe, savedIgnored&(1<<brokenPipe) != 0)
+	setSignal(tooLarge, savedIgnored&(1<<tooLarge) != 0)
 }
 
 // progAt returns where the next program stands among the arguments, behind what

@@ -21,9 +21,9 @@ const (
 	saRestorer = 0x04000000 // SA_RESTORER
 )
 
-// kept are the signals that stay as the runtime has them: its own, faults, and
+// runtimeSignals are the signals that stay as the runtime has them: its own, faults, and
 // SIGPIPE, as a log that nobody reads is no reason to stop mail.
-const kept = 1<<(unix.SIGURG-1) | 1<<(unix.SIGSEGV-1) | 1<<(unix.SIGBUS-1) | 1<<(unix.SIGFPE-1) | 1<<(unix.SIGILL-1) | 1<<(unix.SIGPIPE-1)
+const runtimeSignals = 1<<(unix.SIGURG-1) | 1<<(unix.SIGSEGV-1) | 1<<(unix.SIGBUS-1) | 1<<(unix.SIGFPE-1) | 1<<(unix.SIGILL-1) | 1<<(unix.SIGPIPE-1)
 
 // Signals that a line for the log may bring, as numbers from 0.
 const (
@@ -44,8 +44,8 @@ var parentDeath = func() (signal int32) {
 // others with a traceback.
 func resetSignals() {
 	for n := range uintptr(64) {
-		if kept&(1<<n) == 0 {
-			setSignal(n, initialIgnored&(1<<n) != 0)
+		if runtimeSignals&(1<<n) == 0 {
+			setSignal(n, savedIgnored&(1<<n) != 0)
 		}
 	}
 }
@@ -89,22 +89,22 @@ func endNow() { exit(0) }
 //go:norace
 func restore() {
 	for n := range uintptr(64) {
-		if kept&initialIgnored&(1<<n) != 0 {
+		if runtimeSignals&savedIgnored&(1<<n) != 0 {
 			setSignal(n, true)
 		}
 	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&initialBlocked)), 0, 8, 0, 0)
-	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, initialSlack, 0, 0, 0, 0)
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&savedBlocked)), 0, 8, 0, 0)
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, savedSlack, 0, 0, 0, 0)
 	if parentDeath != 0 {
 		syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(parentDeath), 0, 0, 0, 0)
 	}
 	for fd := range uintptr(3) {
-		if initialClosed&(1<<fd) != 0 {
+		if savedClosed&(1<<fd) != 0 {
 			syscall.RawSyscall6(unix.SYS_CLOSE, fd, 0, 0, 0, 0, 0)
 		}
 	}
 	for i := range limited {
-		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, limited[i], uintptr(unsafe.Pointer(&initialLimits[i])), 0, 0, 0)
+		syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, limited[i], uintptr(unsafe.Pointer(&savedLimits[i])), 0, 0, 0)
 	}
 }
 

@@ -16,12 +16,12 @@ var errClientGone = errors.New("client gone")
 // lookups is the [dnsbl.Resolver] of one connection. While it waits it watches
 // the client, on descriptor 0.
 type lookups struct {
-	dns   *resolver.Client
-	left  time.Duration // for all lookups together
-	early func()        // the client speaks before the greeting
+	dns      *resolver.Client
+	left     time.Duration // for all lookups together
+	pregreet func()        // the client speaks before the greeting
 
 	deaf     bool // the client's half of the conversation has ended, or descriptor 0 is no socket
-	heard    bool // early has been called
+	noted    bool // pregreet has been called
 	helpless bool // waiting is not possible
 	fds      []unix.PollFd
 }
@@ -57,7 +57,7 @@ func (l *lookups) poll(now, until time.Time, greetDelay bool) error {
 	client := unix.PollFd{Fd: 0, Events: unix.POLLRDHUP}
 	if l.deaf {
 		client.Fd = -1
-	} else if greetDelay && !l.heard {
+	} else if greetDelay && !l.noted {
 		client.Events |= unix.POLLIN
 	}
 	fds, wake := l.dns.Poll(append(l.fds[:0], client))
@@ -97,9 +97,9 @@ func (l *lookups) watch(events int16) error {
 	case err != nil || n == 0 || events&(unix.POLLHUP|unix.POLLERR) != 0:
 		return errClientGone
 	}
-	if events&unix.POLLIN != 0 && !l.heard {
-		l.heard = true
-		l.early()
+	if events&unix.POLLIN != 0 && !l.noted {
+		l.noted = true
+		l.pregreet()
 	}
 	if events&unix.POLLRDHUP != 0 {
 		l.deaf = true

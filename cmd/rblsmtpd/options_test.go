@@ -46,7 +46,7 @@ func (o *options) String() string {
 		}
 		b.WriteString("; ")
 	}
-	if o.report {
+	if o.reportOnly {
 		b.WriteString("report; ")
 	}
 	if o.oneByOne {

@@ -17,15 +17,15 @@ type process struct {
 // started returns how the process was started, and ends what was only for the
 // runtime's start. It returns false if the kernel did not start it at rblsmtpd_entry.
 func started() (*process, bool) {
-	if initialStack == nil {
+	if savedStack == nil {
 		return nil, false
 	}
-	files := initialLimits[len(limited)-1].hard
+	files := savedLimits[len(limited)-1].hard
 	syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&limit{files, files})), 0, 0, 0)
-	syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, initialSlack, 0)
-	argc := *(*int)(initialStack)
+	syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, savedSlack, 0)
+	argc := *(*int)(savedStack)
 	words := func(at, n int) []*byte {
-		return unsafe.Slice((**byte)(unsafe.Add(initialStack, at*int(unsafe.Sizeof(initialStack)))), n)
+		return unsafe.Slice((**byte)(unsafe.Add(savedStack, at*int(unsafe.Sizeof(savedStack)))), n)
 	}
 	p := &process{argv: words(1, argc)}
 	vars := 0

@@ -283,7 +283,7 @@ func TestUnreachableServer(t *testing.T) {
 		"an odd destination": {"240.0.0.1", unix.ENETUNREACH},
 	} {
 		addr := netip.MustParseAddr(c.server)
-		l := &lookup{kind: dnsbl.A}
+		l := &lookup{qtype: dnsbl.A}
 		if err := l.pack("z.example"); err != nil {
 			t.Fatal(err)
 		}

@@ -23,7 +23,7 @@ const (
 // lookup is one question on its way.
 type lookup struct {
 	id       int
-	kind     dnsbl.Type
+	qtype    dnsbl.Type
 	query    []byte // with two bytes of length before it, as TCP wants it; every copy gets an ID of its own
 	question dnsmessage.Question
 	conns    []conn
@@ -43,7 +43,7 @@ func (l *lookup) pack(name string) error {
 	if err != nil {
 		return ErrName
 	}
-	l.question = dnsmessage.Question{Name: n, Type: dnsmessage.Type(l.kind), Class: dnsmessage.ClassINET}
+	l.question = dnsmessage.Question{Name: n, Type: dnsmessage.Type(l.qtype), Class: dnsmessage.ClassINET}
 	b := dnsmessage.NewBuilder(make([]byte, 2, 2+maxUDP), dnsmessage.Header{RecursionDesired: true})
 	if b.StartQuestions() != nil || b.Question(l.question) != nil {
 		return ErrName
@@ -122,19 +122,19 @@ func (l *lookup) close() {
 	}
 }
 
-// verdict is what a message is.
-type verdict uint8
+// responseClass is what a message is.
+type responseClass uint8
 
 const (
-	irrelevant verdict = iota // not the answer to this question
-	truncated                 // the answer has more than fits
+	irrelevant responseClass = iota // not the answer to this question
+	truncated                       // the answer has more than fits
 	answered
 	refused // the server failed, or its answer cannot be read
 )
 
 // read reads a message as the answer to the lookup's question, asked with id. A
 // server that fails may leave the question out.
-func (l *lookup) read(message []byte, id uint16, tcp bool) (dnsbl.Answer, verdict) {
+func (l *lookup) read(message []byte, id uint16, tcp bool) (dnsbl.Answer, responseClass) {
 	var p dnsmessage.Parser
 	h, err := p.Start(message)
 	if err != nil || !h.Response || h.ID != id {

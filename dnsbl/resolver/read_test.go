@@ -14,7 +14,7 @@ import (
 
 // question returns a lookup as Ask makes it.
 func question(t testing.TB, kind dnsbl.Type) *lookup {
-	l := &lookup{kind: kind}
+	l := &lookup{qtype: kind}
 	if err := l.pack("1.2.0.192.bl.example"); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestRead(t *testing.T) {
 		kind    dnsbl.Type
 		message []byte
 		tcp     bool
-		want    verdict
+		want    responseClass
 		addrs   string
 		text    string
 	}{
@@ -110,7 +110,7 @@ func FuzzRead(f *testing.F) {
 		}
 		a, v := question(t, kind).read(message, 0x1234, tcp)
 		if (a.Text != "" || len(a.Addrs) > 0) && v != answered {
-			t.Errorf("verdict %d, and yet %+v", v, a)
+			t.Errorf("class %d, and yet %+v", v, a)
 		}
 		var m dns.Msg
 		if v != answered || m.Unpack(message) != nil {

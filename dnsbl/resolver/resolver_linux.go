@@ -44,10 +44,10 @@ const (
 
 // A Client makes lookups. It is not safe for use by several goroutines.
 type Client struct {
-	servers []netip.Addr
-	first   int // the server that answered last, or the first one
-	lookups []*lookup
-	answers []dnsbl.Answer
+	servers   []netip.Addr
+	preferred int // the server that answered last, or the first one
+	lookups   []*lookup
+	answers   []dnsbl.Answer
 }
 
 // New returns a client that asks the given servers, in this order, on port 53.
@@ -58,7 +58,7 @@ func New(servers []netip.Addr) *Client {
 
 // Ask starts a lookup. now is the time on the owner's clock.
 func (c *Client) Ask(q dnsbl.Question, now time.Time) {
-	l := &lookup{id: q.ID, kind: q.Type, first: c.first, failures: make([]uint8, len(c.servers))}
+	l := &lookup{id: q.ID, qtype: q.Type, first: c.preferred, failures: make([]uint8, len(c.servers))}
 	err := l.pack(q.Name)
 	if err == nil && len(c.servers) == 0 {
 		err = ErrServer
@@ -185,8 +185,8 @@ func (c *Client) event(l *lookup, i int, now time.Time) {
 	}
 	server, tcp := l.conns[i].server, l.conns[i].tcp
 	if state == complete {
-		answer, verdict := l.read(message, l.conns[i].id, tcp)
-		switch verdict {
+		answer, class := l.read(message, l.conns[i].id, tcp)
+		switch class {
 		case irrelevant:
 			if !tcp {
 				return
@@ -197,7 +197,7 @@ func (c *Client) event(l *lookup, i int, now time.Time) {
 				return
 			}
 		case answered:
-			c.first = server
+			c.preferred = server
 			c.end(l, answer)
 			return
 		}
