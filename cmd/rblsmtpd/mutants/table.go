@@ -122,20 +122,20 @@ var mutants = []mutant{
 
 	{"-i rejects", program, "if !o.reportOnly {", "if true {"},
 	{"-i overrides $RBLSMTPD", program, "if !decided {\n\t\t\tp.setenv", "if true {\n\t\t\tp.setenv"},
-	{"-i keeps hyphens", program, `strings.TrimLeft(smtpreply.Printable(d.Text), "-")`, `smtpreply.Printable(d.Text)`},
+	{"-i keeps hyphens", program, `strings.TrimLeft(smtpreply.Printable(d.Text), "-")`, `strings.TrimLeft(smtpreply.Printable(d.Text), "")`},
 	{"-i logs a second line", program, "o.verbose && !o.reportOnly", "o.verbose"},
 	{"no hyphen before the text", program, "case text[0] == '-':", "case false:"},
 	{"an unknown address is looked up", program, "\tif !c.addr.IsValid() {\n\t\tsteps = nil", "\tif false {\n\t\tsteps = nil"},
 	{"spaces in a field of the log", program, "if b[i] == ' ' {", "if false {"},
 	{"a block that is no listing is reported", program, `if d.Zone != "" {`, "if true {"},
-	{"a log that is full stops mail", program, "if ppoll(log[:], 0) == nil && log[0].Revents == 0 {", "if false {"},
+	{"a log that is full stops mail", program, "if ppoll(log[:], 0) == nil && log[0].Revents == 0 {", "if false && log[0].Revents == 0 {"},
 
 	{"-B is -b", options, "bounce = false", "bounce = true"},
 	{"-C is -c", options, "failClosed = false", "failClosed = true"},
 	{"no largest number", options, "n = most", "n = most / 2"},
 
 	{"the time for lookups does not pass", lookups, "l.left -= time.Since(now)", "l.left -= 0"},
-	{"a client that is gone stays", lookups, "case err != nil || n == 0 ||", "case err != nil ||"},
+	{"a client that is gone stays", lookups, "case err != nil || n == 0 ||", "case err != nil || n == -2 ||"},
 	{"a client that speaks early is said twice", lookups, "\t\tl.noted = true\n", ""},
 
 	{"no second try for a hit", report, "lastTry = 10 * time.Millisecond", "lastTry = 0"},
