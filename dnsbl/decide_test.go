@@ -208,6 +208,14 @@ func TestDecide(t *testing.T) {
 			log: []string{"one: 127.255.255.254: asked through a public or open resolver, which the list does not answer; counted as a temporary failure"},
 		},
 		{
+			name: "codes beside those for errors", args: []string{"-r", "one:1"}, answers: map[string]string{"A one": "127.255.254.255"},
+			want: Decision{Verdict: Block, Text: "1", Zone: "one", Code: code("127.255.254.255")},
+		},
+		{
+			name: "an error code behind a hundred others", args: []string{"-r", "one:1"}, answers: map[string]string{"A one": strings.Repeat("127.0.0.2 ", 100) + "127.255.255.0"},
+			log: []string{"one: 127.255.255.0: an error code, no listing; counted as a temporary failure"},
+		},
+		{
 			name: "an error code is a failure", args: []string{"-b", "-c", "-r", "one:1"}, answers: map[string]string{"A one": "127.255.255.255"},
 			want: Decision{Verdict: Block, Text: TemporaryError},
 			log:  []string{"one: 127.255.255.255: asked too often, the list does not answer any more; counted as a temporary failure"},
