@@ -193,11 +193,15 @@ func TestWrongAnswers(t *testing.T) {
 	}
 	l := theLab(t)
 	t.Parallel()
-	// Most of them wait, and many more at once than there are processors.
+	// Many of them wait, so more run at once than there are processors; but not all,
+	// lest the time is over before a processor is found.
 	var running sync.WaitGroup
 	defer running.Wait()
+	places := make(chan struct{}, 16)
 	for _, test := range tests {
 		running.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
 			t.Run(test.options, func(t *testing.T) {
 				box := newMailbox(t)
 				args := append([]string{"-v", "-b"}, strings.Split(test.options, " ")...)
