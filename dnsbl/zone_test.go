@@ -116,6 +116,16 @@ func TestQueryName(t *testing.T) {
 			t.Errorf("QueryName(%s, %s) = %s, %v, want %s", c.addr, c.zone, got, ok, c.want)
 		}
 	}
+	// A name has 253 bytes at most (RFC 1035, section 2.3.4): "1.0.0.127." and 243 more.
+	for length, want := range map[int]bool{243: true, 244: false} {
+		zone := strings.Repeat("a", length)
+		if _, ok := QueryName(netip.MustParseAddr("127.0.0.1"), zone); ok != want {
+			t.Errorf("a zone of %d bytes: %v, want %v", length, ok, want)
+		}
+		if _, ok := TestName(netip.MustParseAddr("1.2.3.4"), zone); ok != want {
+			t.Errorf("a zone of %d bytes: %v, want %v", length, ok, want)
+		}
+	}
 	long := strings.Repeat("abcdefg.", 30) + "a"
 	if name, ok := QueryName(netip.MustParseAddr("2001:db8::1"), long); ok {
 		t.Errorf("a name of %d bytes is said to be no problem", len(name))
