@@ -113,7 +113,7 @@ var mutants = []mutant{
 	{"long words are commands", reply, "if c.length > maxVerb {", "if false {"},
 
 	{"the rest of a partial reply is lost", serve, "\t\t\tb = b[n:]", "\t\t\tb = b[n:][:0]"},
-	{"the conversation never ends", serve, "if left < 0 {", "if false {"},
+	{"the conversation never ends", serve, "left := time.Until(s.deadline)", "left := time.Hour"},
 	{"a client that is gone is talked to", serve, "case err != unix.EAGAIN && err != unix.EINTR:", "case false:"},
 	{"writing waits", serve, "unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)", "unix.MSG_NOSIGNAL)"},
 
