@@ -106,34 +106,40 @@ func codesError(text, what string) error {
 	return sourceError("return codes " + quote(text) + ": " + what)
 }
 
-// complaint says in words what a code in 127.255.255.0/24 means: an error of
-// the list, or of the way it is asked, never a listing. The meanings are
-// Spamhaus', whose codes other lists have taken over.
-func complaint(code netip.Addr) string {
-	switch code.As4()[3] {
-	case 252:
-		return "the zone's name is mistyped"
-	case 254:
-		return "asked through a public or open resolver, which the list does not answer"
-	case 255:
-		return "asked too often, the list does not answer any more"
-	}
-	return "an error code, no listing"
-}
+var errorCodes = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 255, 255, 0}), 24)
 
-var complaints = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 255, 255, 0}), 24)
+// errorCode returns in words what a code in 127.255.255.0/24 among the A records
+// means: an error of the list, or of the way it is asked, never a listing. The
+// meanings are Spamhaus', whose codes other lists have taken over.
+func errorCode(codes []netip.Addr) (what string, ok bool) {
+	for _, code := range codes {
+		if !errorCodes.Contains(code) {
+			continue
+		}
+		what = "an error code, no listing"
+		switch code.As4()[3] {
+		case 252:
+			what = "the zone's name is mistyped"
+		case 254:
+			what = "asked through a public or open resolver, which the list does not answer"
+		case 255:
+			what = "asked too often, the list does not answer any more"
+		}
+		return code.String() + ": " + what, true
+	}
+	return "", false
+}
 
 // classify says what the A records of a source mean. Anything that is no
 // listing but looks like one is said to log, a complete sentence about the zone.
 func (s *Source) classify(codes []netip.Addr, log func(string)) outcome {
-	for _, code := range codes {
-		if complaints.Contains(code) {
-			log(code.String() + ": " + complaint(code) + "; counted as a temporary failure")
-			return outcome{kind: failed}
-		}
+	if what, ok := errorCode(codes); ok {
+		log(what + "; counted as a temporary failure")
+		return outcome{kind: failed}
 	}
+	nothing := "no listing"
 	if s.Allow {
-		return outcome{kind: listed}
+		nothing = "allows nobody"
 	}
 	for _, code := range codes {
 		if code.IsLoopback() && (s.Codes == nil || s.Codes.Match(code)) {
@@ -142,7 +148,7 @@ func (s *Source) classify(codes []netip.Addr, log func(string)) outcome {
 	}
 	for _, code := range codes {
 		if !code.IsLoopback() {
-			log(code.String() + ": outside 127.0.0.0/8; no listing")
+			log(code.String() + ": outside 127.0.0.0/8; " + nothing)
 			break
 		}
 	}

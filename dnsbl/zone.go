@@ -120,7 +120,21 @@ func checkZone(zone string) error {
 // of an IPv6 address (section 2.4). IPv4-mapped addresses count as IPv4. ok is
 // false if the name would be too long to ask for.
 func QueryName(addr netip.Addr, zone string) (name string, ok bool) {
-	addr = addr.Unmap()
+	return reversed(addr.Unmap(), zone)
+}
+
+// TestName returns the name under zone that no DNSBL may list, and that one with
+// a wildcard lists too (RFC 5782, section 5): of 127.0.0.1, or, if addr is an IPv6
+// address, of ::FFFF:7F00:1. ok is as for [QueryName].
+func TestName(addr netip.Addr, zone string) (name string, ok bool) {
+	never := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if !addr.Unmap().Is4() {
+		never = netip.AddrFrom16(never.As16())
+	}
+	return reversed(never, zone)
+}
+
+func reversed(addr netip.Addr, zone string) (name string, ok bool) {
 	b := make([]byte, 0, 64+len(zone))
 	if addr.Is4() {
 		ip := addr.As4()

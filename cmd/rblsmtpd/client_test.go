@@ -335,6 +335,125 @@ func TestPassesWhateverTheProcessIsLike(t *testing.T) {
 	}
 }
 
+// An alarm clock that was set before ends a filter that looks up, and no conversation.
+func TestAlarmThatWasSetBefore(t *testing.T) {
+	cmd := exec.Command("perl", "-e", "alarm 1; exec {$ARGV[0]} @ARGV", program, "true")
+	cmd.Env = []string{"RBLSMTPD=-no"}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1500 * time.Millisecond)
+	in.Write([]byte("quit\r\n"))
+	got, _ := io.ReadAll(out)
+	if err := cmd.Wait(); err != nil || string(got) != "220 rblsmtpd.local\r\n221 rblsmtpd.local\r\n" {
+		t.Errorf("%v, %q", err, got)
+	}
+}
+
+// Where the Go runtime cannot start, for want of threads or of memory that hard limits
+// keep from it, the next program runs at once and a line says why. With just enough
+// the filter works. In no case does the runtime say anything.
+func TestPassesWithoutRuntime(t *testing.T) {
+	const uid = "54321" // nobody else's, as processes are counted by user
+	type limits struct {
+		option   string
+		low, top int
+		step     int
+	}
+	for _, l := range []limits{{"--nproc", 1, 8, 1}, {"--as", 20, 900, 40}, {"--data", 4, 80, 4}} {
+		looked := 0
+		for limit := l.low; limit <= l.top; limit += l.step {
+			value := limit
+			if l.option != "--nproc" {
+				value <<= 20
+			}
+			cmd := exec.Command("setpriv", "--reuid="+uid, "--regid="+uid, "--clear-groups",
+				"prlimit", fmt.Sprintf("%s=%d:%d", l.option, value, value), program, "-v", "-r", "bl.example", "sh", "-c", "exit 7")
+			cmd.Env = []string{"PATH=/usr/bin:/bin", "TCPREMOTEIP=192.0.2.9", "DNSCACHEIP=203.0.113.1", "RBLNFT_SOCKET="}
+			var log bytes.Buffer
+			cmd.Stderr = &log
+			cmd.Run()
+			filtered := strings.HasSuffix(log.String(), ": bl.example: the DNS servers failed\n")
+			why := "memory"
+			if l.option == "--nproc" {
+				why = "thread"
+			}
+			unfiltered := strings.HasPrefix(log.String(), fmt.Sprintf("rblsmtpd: 192.0.2.9 pid %d: no %s for the filter to start (", cmd.Process.Pid, why))
+			if cmd.ProcessState.ExitCode() != 7 || filtered == unfiltered || strings.Count(log.String(), "\n") != 1 {
+				t.Errorf("%s=%d: %v, log %q", l.option, value, cmd.ProcessState, &log)
+			}
+			if filtered {
+				looked++
+			} else if looked > 0 {
+				t.Errorf("%s=%d: not enough, and less was", l.option, value)
+			}
+		}
+		if looked == 0 {
+			t.Errorf("%s: never enough", l.option)
+		}
+	}
+}
+
+// There the command line is read as otherwise.
+func TestWithoutRuntimeFindsProg(t *testing.T) {
+	run := func(args ...string) (string, int) {
+		cmd := exec.Command("prlimit", append([]string{"--data=8000000:8000000", program}, args...)...)
+		cmd.Env = []string{"TCPREMOTEIP=\x1b[2Jx ", "PATH=/nowhere::/usr/bin"}
+		cmd.Dir = t.TempDir()
+		out, _ := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != 100 && !strings.HasPrefix(string(out), fmt.Sprintf("rblsmtpd: ?[2Jx  pid %d: no memory", cmd.Process.Pid)) {
+			t.Errorf("%q: %q", args, out)
+		}
+		_, said, _ := strings.Cut(string(out), "not looked up\n")
+		return said, cmd.ProcessState.ExitCode()
+	}
+	for _, args := range [][]string{
+		{"echo", "-r", "x"},
+		{"-bvr", "bl.example", "-t0", "-a", "z", "echo", "-r", "x"},
+		{"-rbl.example", "-BcCisvW", "-T", "1", "-w", "", "--", "echo", "-r", "x"},
+		{"/bin/echo", "-r", "x"},
+	} {
+		if out, code := run(args...); out != "-r x\n" || code != 0 {
+			t.Errorf("%q: %q, %d", args, out, code)
+		}
+	}
+	for _, args := range [][]string{{}, {"-b"}, {"-r"}, {"-x", "echo"}, {"-rz", "--"}} {
+		if out, code := run(args...); code != 100 {
+			t.Errorf("%q: %q, %d", args, out, code)
+		}
+	}
+	for prog, want := range map[string]string{"no-such": "file does not exist", "/": "access denied", "/dev/null": "access denied"} {
+		if out, code := run(prog); out != "rblsmtpd: fatal: unable to run "+prog+": "+want+"\n" || code != 111 {
+			t.Errorf("%q: %q, %d", prog, out, code)
+		}
+	}
+}
+
+// A resolv.conf that cannot be read names nobody to ask; mail passes.
+func TestUnreadableResolvConf(t *testing.T) {
+	root := t.TempDir()
+	if out, err := exec.Command("cp", program, root).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "etc/resolv.conf"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("chroot", root, "/rblsmtpd", "-r", "bl.example", "/rblsmtpd")
+	cmd.Env = []string{"TCPREMOTEIP=192.0.2.9", "RBLNFT_SOCKET="}
+	out, _ := cmd.CombinedOutput()
+	if !strings.Contains(string(out), ": /etc/resolv.conf: is a directory; nothing is looked up\n") || cmd.ProcessState.ExitCode() != 100 {
+		t.Errorf("%v, %s", cmd.ProcessState, out)
+	}
+}
+
 // A log that nobody reads any more stops no mail.
 func TestPassesThoughTheLogIsFull(t *testing.T) {
 	r, w, err := os.Pipe()

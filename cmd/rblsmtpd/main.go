@@ -35,10 +35,10 @@ func main() {
 	}
 	c := newClient(p)
 
-	decision, decided := byEnvironment(p)
+	decision, decided := decideFromEnv(p)
 	if !decided {
 		var err error
-		if decision, err = byLists(p, o, c); err != nil {
+		if decision, err = decideFromLists(p, o, c); err != nil {
 			if o.verbose {
 				c.note("client gone before the decision")
 			}
@@ -51,8 +51,8 @@ func main() {
 
 	if decision.Verdict == dnsbl.Block {
 		line := smtpreply.ErrorLine(decision.Bounce, decision.Text)
-		c.logBlock(line, o.verbose && !o.report)
-		if !o.report {
+		c.logBlock(line, o.verbose && !o.reportOnly)
+		if !o.reportOnly {
 			reject(p, o, c, decision, line)
 			syscall.Exit(0)
 		}
@@ -61,14 +61,13 @@ func main() {
 		}
 	}
 
-	err := p.run(o.prog)
-	die(111, fatal+"unable to run "+p.args[o.prog]+": "+describe(err)+"\n")
+	p.run(o.prog)
 }
 
-// byEnvironment decides as $RBLSMTPD says, if it says anything: empty, the
+// decideFromEnv decides as $RBLSMTPD says, if it says anything: empty, the
 // client may pass; otherwise it is the text of a block, and a hyphen before it
 // asks for code 553.
-func byEnvironment(p *process) (d dnsbl.Decision, decided bool) {
+func decideFromEnv(p *process) (d dnsbl.Decision, decided bool) {
 	text, ok := p.getenv("RBLSMTPD")
 	switch {
 	case !ok:
@@ -91,10 +90,10 @@ func forProg(d dnsbl.Decision) string {
 	return "listed by " + smtpreply.Printable(d.Zone)
 }
 
-// byLists decides as the sources say. A client whose address is not known is
+// decideFromLists decides as the sources say. A client whose address is not known is
 // not looked up: no list can know it either. The error means that the client
 // is gone.
-func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
+func decideFromLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
 	steps := o.steps
 	if !c.addr.IsValid() {
 		steps = nil
@@ -118,20 +117,33 @@ func byLists(p *process, o *options, c *client) (dnsbl.Decision, error) {
 		}
 	}
 	l := &lookups{
-		dns:  resolver.New(servers),
-		left: o.lookups,
-		failed: func(id int, err error) {
-			if o.verbose {
-				c.note(o.steps[id].Source.Zone + ": " + err.Error())
-			}
-		},
-		early: func() { c.note("client speaks before the greeting") },
+		dns:      resolver.New(servers),
+		left:     o.lookups,
+		pregreet: func() { c.note("client speaks before the greeting") },
 	}
-	d, err := dnsbl.Decide(l, c.addr, steps, o.oneByOne, func(zone, what string) {
-		c.note(zone + ": " + what)
+	d, err := dnsbl.Decide(l, c.addr, steps, o.oneByOne, func(zone, what string, detail bool) {
+		if !detail || o.verbose {
+			c.note(zone + ": " + what)
+		}
 	})
 	l.dns.Close()
 	return d, err
+}
+
+// dnsServers returns the servers to ask: those in $DNSCACHEIP, else the system's.
+// Without any every lookup fails at once.
+func dnsServers(p *process, note func(string)) []netip.Addr {
+	if text, ok := p.getenv("DNSCACHEIP"); ok && text != "" {
+		if servers := resolver.CacheServers(text); len(servers) > 0 {
+			return servers
+		}
+		note("$DNSCACHEIP " + strconv.Quote(text) + ": no IP address; asking the servers in resolv.conf")
+	}
+	servers, err := resolver.SystemServers()
+	if err != nil {
+		note("/etc/resolv.conf: " + err.Error() + "; nothing is looked up")
+	}
+	return servers
 }
 
 // reject holds the conversation, and meanwhile reports a listing to the daemon.
@@ -194,10 +206,9 @@ func (c *client) note(what string) {
 	if ppoll(log[:], 0) == nil && log[0].Revents == 0 {
 		return
 	}
-	const tooLarge = uintptr(unix.SIGXFSZ - 1)
 	setSignal(tooLarge, true)
-	say(c.prefix() + smtpreply.Printable(what) + "\n")
-	setSignal(tooLarge, initialIgnored&(1<<tooLarge) != 0)
+	writeLog(c.prefix() + smtpreply.Printable(what) + "\n")
+	setSignal(tooLarge, savedIgnored&(1<<tooLarge) != 0)
 }
 
 // logBlock logs that the client is blocked, and with what line.
@@ -206,7 +217,7 @@ func (c *client) logBlock(line string, verbose bool) {
 	if verbose {
 		text += "rblsmtpd: blocked " + word(c.ip) + " " + word(c.host) + " " + word(c.info) + "\n"
 	}
-	say(text)
+	writeLog(text)
 }
 
 // word makes one field of a log line of s.
@@ -223,8 +234,8 @@ func word(s string) string {
 	return string(b)
 }
 
-// say writes to descriptor 2, at once if that is possible.
-func say(text string) {
+// writeLog writes to descriptor 2, at once if that is possible.
+func writeLog(text string) {
 	for b := []byte(text); len(b) > 0; {
 		n, err := unix.Write(2, b)
 		if err != nil && err != unix.EINTR {
@@ -235,35 +246,6 @@ func say(text string) {
 }
 
 func die(code int, text string) {
-	say(text)
+	writeLog(text)
 	syscall.Exit(code)
-}
-
-// describe puts an error of execve(2) in the words that ucspi-tcp has for it.
-func describe(err error) string {
-	switch err {
-	case unix.ENOENT:
-		return "file does not exist"
-	case unix.EACCES:
-		return "access denied"
-	case unix.EPERM:
-		return "permission denied"
-	case unix.EISDIR:
-		return "is a directory"
-	case unix.ENOTDIR:
-		return "not a directory"
-	case unix.ENOEXEC:
-		return "exec format error"
-	case unix.ETXTBSY:
-		return "text busy"
-	case unix.ENAMETOOLONG:
-		return "file name too long"
-	case unix.ELOOP:
-		return "symbolic link loop"
-	case unix.EIO:
-		return "input/output error"
-	case unix.ENOMEM:
-		return "out of memory"
-	}
-	return err.Error()
 }

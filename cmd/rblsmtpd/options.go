@@ -10,14 +10,14 @@ import (
 
 // options is what the command line says.
 type options struct {
-	steps    []dnsbl.Step  // -r, -a, -w, -W, in their order
-	timeout  time.Duration // -t: of the conversation
-	lookups  time.Duration // -T: for all lookups together
-	oneByOne bool          // -s
-	report   bool          // -i
-	verbose  bool          // -v
-	prog     int           // where prog stands among the arguments
-	notes    []string      // what is odd about the options, but no reason to stop mail
+	steps      []dnsbl.Step  // -r, -a, -w, -W, in their order
+	timeout    time.Duration // -t: of the conversation
+	lookups    time.Duration // -T: for all lookups together
+	oneByOne   bool          // -s
+	reportOnly bool          // -i
+	verbose    bool          // -v
+	prog       int           // where prog stands among the arguments
+	notes      []string      // what is odd about the options, but no reason to stop mail
 }
 
 const usage = "rblsmtpd: usage: rblsmtpd [ -bBcCisvW ] [ -t seconds ] [ -T seconds ] [ -w seconds ] [ -r base[=codes][:message] ] [ -a base ] smtpd [ arg ... ]\n"
@@ -60,7 +60,7 @@ func parse(p *process) (o *options, problem string) {
 				failClosed = false
 				continue
 			case 'i':
-				o.report = true
+				o.reportOnly = true
 				continue
 			case 's':
 				o.oneByOne = true
@@ -69,7 +69,7 @@ func parse(p *process) (o *options, problem string) {
 				o.verbose = true
 				continue
 			case 'W':
-				o.steps = append(o.steps, dnsbl.Step{Delay: func() time.Duration { return o.greetDelay(p) }})
+				o.steps = append(o.steps, dnsbl.Step{Delay: o.greetDelay(p)})
 				continue
 			case 't', 'T', 'w', 'r', 'a':
 			default:
@@ -90,8 +90,7 @@ func parse(p *process) (o *options, problem string) {
 			case 'T':
 				o.lookups = o.seconds("-T", value)
 			case 'w':
-				delay := o.seconds("-w", value)
-				o.steps = append(o.steps, dnsbl.Step{Delay: func() time.Duration { return delay }})
+				o.steps = append(o.steps, dnsbl.Step{Delay: o.seconds("-w", value)})
 			case 'r':
 				source(dnsbl.ParseList(value))
 			case 'a':

@@ -12,9 +12,14 @@ import (
 // would have laid them out.
 func command(args []string, env ...string) *process {
 	p := &process{args: append([]string{"/usr/local/bin/rblsmtpd"}, args...)}
+	for _, arg := range append(p.args, "RBLSMTPD=") {
+		p.argv = append(p.argv, unsafe.SliceData([]byte(arg+"\x00")))
+	}
+	p.argv = p.argv[:len(p.args)]
 	for _, v := range env {
 		p.envp = append(p.envp, unsafe.SliceData([]byte(v+"\x00")))
 	}
+	p.envp = append(p.envp, nil)[:len(p.envp)]
 	return p
 }
 
@@ -24,7 +29,7 @@ func (o *options) String() string {
 	for _, s := range o.steps {
 		switch {
 		case s.Source == nil:
-			fmt.Fprintf(&b, "delay %v; ", s.Delay())
+			fmt.Fprintf(&b, "delay %v; ", s.Delay)
 			continue
 		case s.Source.Allow:
 			fmt.Fprintf(&b, "allow %s", s.Source.Zone)
@@ -41,7 +46,7 @@ func (o *options) String() string {
 		}
 		b.WriteString("; ")
 	}
-	if o.report {
+	if o.reportOnly {
 		b.WriteString("report; ")
 	}
 	if o.oneByOne {
@@ -70,7 +75,11 @@ func TestParse(t *testing.T) {
 		{"-r -b prog", "list -b; 1m0s 10s; prog 3"},
 		{"-t 0 -t 9 -- prog", "9s 10s; prog 6"},
 	} {
-		o, problem := parse(command(strings.Fields(c.args), "GREETDELAY=7"))
+		p := command(strings.Fields(c.args), "GREETDELAY=7")
+		o, problem := parse(p)
+		if at := progAt(&p.argv[0], len(p.args)); at != o.prog {
+			t.Errorf("%q: prog at %d without the runtime, %d with it", c.args, at, o.prog)
+		}
 		if got := o.String(); problem != "" || got != c.want {
 			t.Errorf("%q: %s, %q, want %s", c.args, got, problem, c.want)
 		}
@@ -82,8 +91,12 @@ func TestParse(t *testing.T) {
 		"-r":      "rblsmtpd: option requires an argument -- r\n",
 		"-b -ct":  "rblsmtpd: option requires an argument -- t\n",
 	} {
-		if o, problem := parse(command(strings.Fields(args))); problem != want {
+		p := command(strings.Fields(args))
+		if o, problem := parse(p); problem != want {
 			t.Errorf("%q: %s, %q, want %q", args, o, problem, want)
+		}
+		if at := progAt(&p.argv[0], len(p.args)); at < len(p.args) {
+			t.Errorf("%q: prog at %d without the runtime", args, at)
 		}
 	}
 }
@@ -99,7 +112,7 @@ func TestGreetDelay(t *testing.T) {
 		"GREETDELAY=no": {0, 1},
 	} {
 		o, _ := parse(command([]string{"-W", "prog"}, value))
-		if got := o.steps[0].Delay(); got != want.delay || len(o.notes) != want.notes {
+		if got := o.steps[0].Delay; got != want.delay || len(o.notes) != want.notes {
 			t.Errorf("%q: %v, %q", value, got, o.notes)
 		}
 	}

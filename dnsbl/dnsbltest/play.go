@@ -158,6 +158,18 @@ func ByType(a, others Play) Play {
 	}
 }
 
+// Test plays one thing for queries about 127.0.0.1, which no list may list (RFC
+// 5782, section 5), and another for all others.
+func Test(test, others Play) Play {
+	return func(q *Query) {
+		if q.Addr == "127.0.0.1" {
+			test(q)
+		} else {
+			others(q)
+		}
+	}
+}
+
 // Once plays one thing when a name and type is asked for the first time, and
 // another ever after.
 func Once(first, then Play) Play {

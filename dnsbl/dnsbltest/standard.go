@@ -20,7 +20,12 @@ var two = []string{"127.0.0.2"}
 // play. Other names do not exist.
 func Standard() Zones {
 	z := Zones{}
-	for _, zones := range []Zones{listing, notListing, failing, complaining, wildcards, pretending, slow} {
+	for _, zones := range []Zones{listing, notListing, complaining, pretending} {
+		for name, play := range zones {
+			z[name] = Test(NoName(), play)
+		}
+	}
+	for _, zones := range []Zones{failing, wildcards, tested, slow} {
 		for name, play := range zones {
 			z[name] = play
 		}
@@ -67,8 +72,6 @@ var listing = Zones{
 	"secondaddr.test":     Both(From(netip.MustParseAddr("127.0.0.99"), "wrong address"), Lists(two, Listed)),
 	"secondgarbage.test":  Both(Garbage(1, false), Lists(two, Listed)),
 	"secondshort.test":    Both(func(q *Query) { q.Raw([]byte{byte(q.Msg.Id >> 8), byte(q.Msg.Id)}) }, Lists(two, Listed)),
-	"slow20.test":         Slow(20*time.Millisecond, Lists(two, "slow")),
-	"slow50.test":         Slow(50*time.Millisecond, Lists(two, "slow")),
 }
 
 // notListing are the zones that list no address; those with an A record and no
@@ -86,8 +89,6 @@ var notListing = Zones{
 	"authority.test":    Altered(two, Listed, func(m *dns.Msg) { m.Answer, m.Ns = nil, m.Answer }),
 	"additional.test":   Altered(two, Listed, func(m *dns.Msg) { m.Answer, m.Extra = nil, m.Answer }),
 	"nordata.test":      Packed(two, Listed, func(b []byte) []byte { return resize(b, 0) }),
-	"slownot20.test":    Slow(20*time.Millisecond, NoName()),
-	"slownot50.test":    Slow(50*time.Millisecond, NoName()),
 }
 
 // failing are the zones of which no client gets an answer that it can read.
@@ -143,9 +144,21 @@ var complaining = Zones{
 var wildcards = Zones{
 	"wildcard.test":     Lists(two, "wildcard"),
 	"wildcardaddr.test": Lists(two),
+	"wildcardtext.test": Lists(nil, "wildcard"),
 	"parked.test":       Lists([]string{"203.0.113.1"}, "this domain is for sale"),
 	"parkedaddr.test":   Lists([]string{"203.0.113.1"}),
 	"parkedlist.test":   Lists([]string{"203.0.113.1", "127.0.0.2"}, Listed),
+}
+
+// tested are the zones that list every address, and have something to say about
+// the one that no list may list.
+var tested = Zones{
+	"testaddr.test":    Test(Lists([]string{"127.0.0.9"}), Lists(two, Listed)),
+	"testparked.test":  Test(Lists([]string{"203.0.113.1"}), Lists(two, Listed)),
+	"testtext.test":    Test(Lists(nil, "not listed"), Lists(two, Listed)),
+	"testcode.test":    Test(Lists([]string{"127.255.255.255"}), Lists(two, Listed)),
+	"testfailure.test": Test(Rcode(dns.RcodeServerFailure), Lists(two, Listed)),
+	"testsilent.test":  Test(Silence(), Lists(two, Listed)),
 }
 
 // pretending are the zones whose answers can be read in more than one way.
@@ -165,10 +178,17 @@ var pretending = Zones{
 	"textparked.test":    Lists([]string{"203.0.113.1"}, Listed),
 }
 
-// slow are the zones that list too late.
+// slow are the zones that take their time.
 var slow = Zones{
-	"slow2000.test":  Slow(2*time.Second, Lists(two, "slow")),
-	"slow12000.test": Slow(12*time.Second, Lists(two, "slow")),
+	"slow0.test":     Test(NoName(), Lists(two, "slow")),
+	"slow5.test":     Slow(5*time.Millisecond, Test(NoName(), Lists(two, "slow"))),
+	"slow20.test":    Slow(20*time.Millisecond, Test(NoName(), Lists(two, "slow"))),
+	"slow50.test":    Slow(50*time.Millisecond, Test(NoName(), Lists(two, "slow"))),
+	"slownot5.test":  Slow(5*time.Millisecond, NoName()),
+	"slownot20.test": Slow(20*time.Millisecond, NoName()),
+	"slownot50.test": Slow(50*time.Millisecond, NoName()),
+	"slow2000.test":  Slow(2*time.Second, Test(NoName(), Lists(two, "slow"))),
+	"slow12000.test": Slow(12*time.Second, Test(NoName(), Lists(two, "slow"))),
 }
 
 var everyByte = func() string {

@@ -11,6 +11,7 @@ import (
 type conn struct {
 	fd     int // -1 when dropped
 	server int
+	id     uint16 // of the query
 	tcp    bool
 	unsent []byte // of the query, TCP only
 	read   []byte // of the length and the answer, TCP only
@@ -18,7 +19,7 @@ type conn struct {
 
 // dial opens a socket that talks to one server alone, so that the kernel keeps
 // out what others send, and tells when nobody listens there (udp(7)).
-func dial(addr netip.Addr, kind int) (fd int, ok bool) {
+func dial(addr netip.Addr, kind int) (fd int, err error) {
 	family, to := unix.AF_INET, unix.Sockaddr(nil)
 	if addr.Is4() {
 		to = &unix.SockaddrInet4{Port: dnsPort, Addr: addr.As4()}
@@ -26,15 +27,34 @@ func dial(addr netip.Addr, kind int) (fd int, ok bool) {
 		family = unix.AF_INET6
 		to = &unix.SockaddrInet6{Port: dnsPort, Addr: addr.As16(), ZoneId: zoneID(addr.Zone())}
 	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return -1, false
+		return -1, err
 	}
 	if err := unix.Connect(fd, to); err != nil && err != unix.EINPROGRESS {
 		unix.Close(fd)
-		return -1, false
+		return -1, err
 	}
-	return fd, true
+	return fd, nil
+}
+
+// trouble is what an error of a socket means for the server.
+type trouble uint8
+
+const (
+	exhausted   trouble = iota // nothing: this host has no more to give at the moment
+	absent                     // nobody listens there, which may be a restart
+	unreachable                // it will not answer: no route, forbidden, no such protocol
+)
+
+func troubleOf(err error) trouble {
+	switch err {
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EAGAIN, unix.EINTR:
+		return exhausted
+	case unix.ECONNREFUSED:
+		return absent
+	}
+	return unreachable
 }
 
 // zoneID returns the index of the interface that a link-local address is on.
@@ -81,36 +101,35 @@ const (
 )
 
 // step writes or reads as much as there is. The message is valid until the
-// next step.
-func (c *conn) step() (message []byte, p progress) {
+// next step; err is why a datagram will not come.
+func (c *conn) step() (message []byte, p progress, err error) {
 	if c.fd < 0 {
-		return nil, waiting
+		return nil, waiting, nil
 	}
 	if !c.tcp {
 		var buf [maxUDP + 1]byte
 		n, err := unix.Read(c.fd, buf[:])
 		switch {
-		case err == unix.EAGAIN || err == unix.EINTR:
-			return nil, waiting
+		case err != nil && troubleOf(err) == exhausted, n > maxUDP:
+			return nil, waiting, nil
 		case err != nil:
-			return nil, broken
-		case n > maxUDP:
-			return nil, waiting
+			return nil, broken, err
 		}
-		return buf[:n], complete
+		return buf[:n], complete, nil
 	}
 	if len(c.unsent) > 0 {
 		n, err := unix.SendmsgN(c.fd, c.unsent, nil, nil, unix.MSG_NOSIGNAL)
 		if err == unix.EAGAIN || err == unix.EINTR {
-			return nil, waiting
+			return nil, waiting, nil
 		}
 		if err != nil {
-			return nil, broken
+			return nil, broken, err
 		}
 		c.unsent = c.unsent[n:]
-		return nil, waiting
+		return nil, waiting, nil
 	}
-	return c.readTCP()
+	message, p = c.readTCP()
+	return message, p, nil
 }
 
 // readTCP reads the two bytes of length (RFC 7766, section 8), then as many.

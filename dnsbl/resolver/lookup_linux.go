@@ -4,7 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
-	"strings"
+	"slices"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -15,17 +15,16 @@ import (
 
 // How much of an answer is believed.
 const (
-	maxUDP   = 512       // bytes of a datagram, as no larger size is offered (RFC 1035, section 4.2.1)
-	maxTCP   = 16 * 1024 // bytes of a message
-	maxAddrs = 64        // A records
-	maxText  = 1024      // bytes of TXT records
+	maxUDP  = 512       // bytes of a datagram, as no larger size is offered (RFC 1035, section 4.2.1)
+	maxTCP  = 16 * 1024 // bytes of a message
+	maxText = 1024      // bytes of TXT records
 )
 
 // lookup is one question on its way.
 type lookup struct {
 	id       int
-	kind     dnsbl.Type
-	query    []byte // with two bytes of length before it, as TCP wants it
+	qtype    dnsbl.Type
+	query    []byte // with two bytes of length before it, as TCP wants it; every copy gets an ID of its own
 	question dnsmessage.Question
 	conns    []conn
 	first    int       // the server that is asked first
@@ -44,11 +43,8 @@ func (l *lookup) pack(name string) error {
 	if err != nil {
 		return ErrName
 	}
-	l.question = dnsmessage.Question{Name: n, Type: dnsmessage.Type(l.kind), Class: dnsmessage.ClassINET}
-	b := dnsmessage.NewBuilder(make([]byte, 2, 2+maxUDP), dnsmessage.Header{
-		ID:               uint16(rand.Uint32()),
-		RecursionDesired: true,
-	})
+	l.question = dnsmessage.Question{Name: n, Type: dnsmessage.Type(l.qtype), Class: dnsmessage.ClassINET}
+	b := dnsmessage.NewBuilder(make([]byte, 2, 2+maxUDP), dnsmessage.Header{RecursionDesired: true})
 	if b.StartQuestions() != nil || b.Question(l.question) != nil {
 		return ErrName
 	}
@@ -61,38 +57,50 @@ func (l *lookup) pack(name string) error {
 	return nil
 }
 
-// send sends the query to a server over UDP. It returns false if that cannot
-// be done.
-func (l *lookup) send(server int, addr netip.Addr) bool {
-	for i := range l.conns {
-		if c := &l.conns[i]; c.server == server && !c.tcp && c.fd >= 0 {
-			return l.sendUDP(c)
+// send asks a server over UDP, from a new port and with a new ID (RFC 5452,
+// section 9.2), or, where there is no descriptor left, once more from the old one.
+func (l *lookup) send(server int, addr netip.Addr) error {
+	fd, err := dial(addr, unix.SOCK_DGRAM)
+	if err == nil {
+		c := conn{fd: fd, server: server, id: uint16(rand.Uint32())}
+		if err = l.write(&c); err == nil {
+			l.conns = append(l.conns, c)
+		} else {
+			c.drop()
+		}
+		return err
+	}
+	if troubleOf(err) == exhausted {
+		for i := range l.conns {
+			if c := &l.conns[i]; c.server == server && !c.tcp && c.fd >= 0 {
+				return l.write(c)
+			}
 		}
 	}
-	fd, ok := dial(addr, unix.SOCK_DGRAM)
-	if !ok {
-		return false
-	}
-	l.conns = append(l.conns, conn{fd: fd, server: server})
-	return l.sendUDP(&l.conns[len(l.conns)-1])
+	return err
 }
 
-func (l *lookup) sendUDP(c *conn) bool {
+func (l *lookup) write(c *conn) error {
+	l.setID(c.id)
 	_, err := unix.Write(c.fd, l.query[2:])
-	return err == nil
+	return err
 }
 
-func (l *lookup) dialTCP(server int, addr netip.Addr) bool {
+func (l *lookup) setID(id uint16) { l.query[2], l.query[3] = byte(id>>8), byte(id) }
+
+func (l *lookup) dialTCP(server int, addr netip.Addr) error {
 	for i := range l.conns {
 		if c := &l.conns[i]; c.server == server && c.tcp && c.fd >= 0 {
-			return true // under way
+			return nil // under way
 		}
 	}
-	fd, ok := dial(addr, unix.SOCK_STREAM)
-	if ok {
-		l.conns = append(l.conns, conn{fd: fd, server: server, tcp: true, unsent: l.query})
+	fd, err := dial(addr, unix.SOCK_STREAM)
+	if err == nil {
+		id := uint16(rand.Uint32())
+		l.setID(id)
+		l.conns = append(l.conns, conn{fd: fd, server: server, id: id, tcp: true, unsent: slices.Clone(l.query)})
 	}
-	return ok
+	return err
 }
 
 // forgetDropped forgets connections that were dropped: poll(2) takes no more
@@ -114,26 +122,29 @@ func (l *lookup) close() {
 	}
 }
 
-// verdict is what a message is.
-type verdict uint8
+// responseClass is what a message is.
+type responseClass uint8
 
 const (
-	irrelevant verdict = iota // not the answer to this question
-	truncated                 // the answer has more than fits
+	irrelevant responseClass = iota // not the answer to this question
+	truncated                       // the answer has more than fits
 	answered
 	refused // the server failed, or its answer cannot be read
 )
 
-// read reads a message as the answer to the lookup's question.
-func (l *lookup) read(message []byte, tcp bool) (dnsbl.Answer, verdict) {
+// read reads a message as the answer to the lookup's question, asked with id. A
+// server that fails may leave the question out.
+func (l *lookup) read(message []byte, id uint16, tcp bool) (dnsbl.Answer, responseClass) {
 	var p dnsmessage.Parser
 	h, err := p.Start(message)
-	if err != nil || !h.Response || h.ID != uint16(l.query[2])<<8|uint16(l.query[3]) {
+	if err != nil || !h.Response || h.ID != id {
 		return dnsbl.Answer{}, irrelevant
 	}
 	q, err := p.Question()
-	if err != nil || q.Type != l.question.Type || q.Class != l.question.Class ||
-		!strings.EqualFold(q.Name.String(), l.question.Name.String()) {
+	if err == dnsmessage.ErrSectionDone && h.RCode != dnsmessage.RCodeSuccess && h.RCode != dnsmessage.RCodeNameError {
+		return dnsbl.Answer{}, refused
+	}
+	if err != nil || q.Type != l.question.Type || q.Class != l.question.Class || !sameName(q.Name, l.question.Name) {
 		return dnsbl.Answer{}, irrelevant
 	}
 	if _, err := p.Question(); !errors.Is(err, dnsmessage.ErrSectionDone) {
@@ -156,6 +167,21 @@ func (l *lookup) read(message []byte, tcp bool) (dnsbl.Answer, verdict) {
 	return a, answered
 }
 
+// sameName compares names as the DNS does: only the case of ASCII letters does not
+// matter (RFC 4343, section 3).
+func sameName(a, b dnsmessage.Name) bool {
+	if a.Length != b.Length {
+		return false
+	}
+	for i := range a.Length {
+		x, y := a.Data[i], b.Data[i]
+		if x != y && (x|0x20 != y|0x20 || x|0x20 < 'a' || x|0x20 > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
 // records reads the answer section. Records of the wanted type count whatever
 // their owner: before them stands the chain of CNAMEs that leads there.
 func (l *lookup) records(p *dnsmessage.Parser) (dnsbl.Answer, error) {
@@ -175,7 +201,7 @@ func (l *lookup) records(p *dnsmessage.Parser) (dnsbl.Answer, error) {
 			err = p.SkipAnswer()
 		case h.Type == dnsmessage.TypeA && h.Length == 4:
 			var r dnsmessage.AResource
-			if r, err = p.AResource(); err == nil && len(a.Addrs) < maxAddrs {
+			if r, err = p.AResource(); err == nil {
 				a.Addrs = append(a.Addrs, netip.AddrFrom4(r.A))
 			}
 		case h.Type == dnsmessage.TypeTXT:

@@ -2,6 +2,8 @@ package resolver
 
 import (
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -10,13 +12,12 @@ import (
 	"rblnft/dnsbl"
 )
 
-// question returns a lookup as Ask makes it, with a known ID.
+// question returns a lookup as Ask makes it.
 func question(t testing.TB, kind dnsbl.Type) *lookup {
-	l := &lookup{kind: kind}
+	l := &lookup{qtype: kind}
 	if err := l.pack("1.2.0.192.bl.example"); err != nil {
 		t.Fatal(err)
 	}
-	l.query[2], l.query[3] = 0x12, 0x34
 	return l
 }
 
@@ -48,7 +49,7 @@ func TestRead(t *testing.T) {
 		kind    dnsbl.Type
 		message []byte
 		tcp     bool
-		want    verdict
+		want    responseClass
 		addrs   string
 		text    string
 	}{
@@ -73,10 +74,16 @@ func TestRead(t *testing.T) {
 		{what: "another class", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }, name+"A 127.0.0.2")},
 		{what: "no question", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Question = nil }, name+"A 127.0.0.2")},
 		{what: "two questions", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }, name+"A 127.0.0.2")},
+		{what: "SERVFAIL without a question", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Rcode, m.Question = dns.RcodeServerFailure, nil }), want: refused},
+		{what: "FORMERR without a question, of another ID", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Id, m.Rcode, m.Question = 1, dns.RcodeFormatError, nil })},
+		{what: "NXDOMAIN without a question", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Rcode, m.Question = dns.RcodeNameError, nil })},
+		{what: "a name that only Unicode takes for the same", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Question[0].Name = "1.2.0.192.bl.e\\226\\132\\170ample." }, name+"A 127.0.0.2")},
+		{what: "a name that differs in a bit", kind: dnsbl.A, message: response(t, dnsbl.A, func(m *dns.Msg) { m.Question[0].Name = "\\017.2.0.192.bl.example." }, name+"A 127.0.0.2")},
+		{what: "a hundred records", kind: dnsbl.A, message: response(t, dnsbl.A, nil, slices.Repeat([]string{name + "A 127.0.0.2"}, 100)...), tcp: true, want: answered, addrs: strings.TrimSpace(strings.Repeat("127.0.0.2 ", 100))},
 		{what: "nothing", kind: dnsbl.A},
 		{what: "a text of 20,000 bytes", kind: dnsbl.TXT, message: response(t, dnsbl.TXT, nil, name+"TXT"+strings.Repeat(` "`+strings.Repeat("x", 250)+`"`, 80)), tcp: true, want: answered, text: strings.Repeat("x", maxText)},
 	} {
-		a, got := question(t, c.kind).read(c.message, c.tcp)
+		a, got := question(t, c.kind).read(c.message, 0x1234, c.tcp)
 		var addrs []string
 		for _, addr := range a.Addrs {
 			addrs = append(addrs, addr.String())
@@ -101,12 +108,9 @@ func FuzzRead(f *testing.F) {
 		if text {
 			kind = dnsbl.TXT
 		}
-		a, v := question(t, kind).read(message, tcp)
-		if len(a.Text) > maxText || len(a.Addrs) > maxAddrs {
-			t.Errorf("%d bytes of text, %d addresses", len(a.Text), len(a.Addrs))
-		}
+		a, v := question(t, kind).read(message, 0x1234, tcp)
 		if (a.Text != "" || len(a.Addrs) > 0) && v != answered {
-			t.Errorf("verdict %d, and yet %+v", v, a)
+			t.Errorf("class %d, and yet %+v", v, a)
 		}
 		var m dns.Msg
 		if v != answered || m.Unpack(message) != nil {
@@ -116,19 +120,47 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("taken for an answer: %v", &m)
 		}
 		var addrs []netip.Addr
-		if m.Rcode == dns.RcodeSuccess {
-			for _, rr := range m.Answer {
-				if rr, ok := rr.(*dns.A); ok && kind == dnsbl.A && rr.Hdr.Class == dns.ClassINET && rr.A != nil {
-					addr, _ := netip.AddrFromSlice(rr.A.To4())
+		var texts []byte
+		for _, rr := range m.Answer {
+			if m.Rcode != dns.RcodeSuccess || rr.Header().Class != dns.ClassINET {
+				continue
+			}
+			switch rr := rr.(type) {
+			case *dns.A:
+				if addr, ok := netip.AddrFromSlice(rr.A.To4()); ok && kind == dnsbl.A {
 					addrs = append(addrs, addr)
+				}
+			case *dns.TXT:
+				if kind == dnsbl.TXT {
+					texts = append(texts, unescape(strings.Join(rr.Txt, ""))...)
 				}
 			}
 		}
-		for i, addr := range a.Addrs {
-			if i >= len(addrs) || addrs[i] != addr {
-				t.Errorf("addresses %v, miekg/dns reads %v", a.Addrs, addrs)
-				break
-			}
+		if !slices.Equal(a.Addrs, addrs) {
+			t.Errorf("addresses %v, miekg/dns reads %v", a.Addrs, addrs)
+		}
+		if want := string(texts[:min(len(texts), maxText)]); a.Text != want {
+			t.Errorf("text %q, miekg/dns reads %q", a.Text, want)
 		}
 	})
+}
+
+// unescape returns the bytes of a string that the dns package has read (RFC 1035,
+// section 5.1).
+func unescape(s string) []byte {
+	var b []byte
+	for i := 0; i < len(s); i++ {
+		if s[i] != '\\' {
+			b = append(b, s[i])
+			continue
+		}
+		if n, err := strconv.ParseUint(s[i+1:min(i+4, len(s))], 10, 8); err == nil {
+			b = append(b, byte(n))
+			i += 3
+		} else {
+			i++
+			b = append(b, s[i])
+		}
+	}
+	return b
 }

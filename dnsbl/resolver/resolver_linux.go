@@ -3,15 +3,16 @@
 // Its owner polls the descriptors, with whatever else it waits for, and hands
 // back the results.
 //
-// A question goes out over UDP, from a socket and so a port of its own, with a
-// random ID (RFC 5452), to one server after the other, in growing intervals,
-// until one of them answers. An answer counts only if it comes from where the
-// question went, with the question's ID, name, type and class (RFC 5452,
+// A question goes out over UDP to one server after the other, in growing
+// intervals, until one of them answers, each time from a socket and so a port of
+// its own, with a random ID (RFC 5452). An answer counts only if it comes from
+// where the question went, with the question's ID, name, type and class (RFC 5452,
 // section 9.1); anything else is as if nothing had come. A truncated answer is
-// asked for again over TCP (RFC 7766). A server that answers with a failure
-// hands the question to the next one; when each has done so twice, the lookup has
-// failed. So does a server that is not there, but it is asked again after a
-// while: it may be on its way.
+// asked for again over TCP (RFC 7766). A server that answers with a failure, or
+// cannot be reached from this host, hands the question to the next one; when each
+// has done so twice, the lookup has failed. One where nobody listens is asked again
+// after a while: it may be on its way. So is everything where descriptors or
+// memory are short.
 //
 // Go's net.Resolver does this too. It does it with goroutines, and so threads,
 // that cannot watch the client meanwhile; with it the filter took 2.0 to 2.3
@@ -36,16 +37,17 @@ var (
 
 const (
 	dnsPort         = 53
-	failuresAllowed = 2           // of every server before a lookup fails
-	firstPatience   = time.Second // until the next server is asked, doubled with every round
+	failuresAllowed = 2                      // of every server before a lookup fails
+	firstPatience   = time.Second            // until the next server is asked, doubled with every round
+	shortage        = 100 * time.Millisecond // until it is tried again where there was no descriptor
 )
 
 // A Client makes lookups. It is not safe for use by several goroutines.
 type Client struct {
-	servers []netip.Addr
-	first   int // the server that answered last, or the first one
-	lookups []*lookup
-	answers []dnsbl.Answer
+	servers   []netip.Addr
+	preferred int // the server that answered last, or the first one
+	lookups   []*lookup
+	answers   []dnsbl.Answer
 }
 
 // New returns a client that asks the given servers, in this order, on port 53.
@@ -56,7 +58,7 @@ func New(servers []netip.Addr) *Client {
 
 // Ask starts a lookup. now is the time on the owner's clock.
 func (c *Client) Ask(q dnsbl.Question, now time.Time) {
-	l := &lookup{id: q.ID, kind: q.Type, first: c.first, failures: make([]uint8, len(c.servers))}
+	l := &lookup{id: q.ID, qtype: q.Type, first: c.preferred, failures: make([]uint8, len(c.servers))}
 	err := l.pack(q.Name)
 	if err == nil && len(c.servers) == 0 {
 		err = ErrServer
@@ -118,9 +120,10 @@ func (c *Client) Handle(fds []unix.PollFd, now time.Time) {
 		// There are descriptors for those that found none.
 		for _, l := range c.lookups {
 			if len(l.conns) == 0 {
-				l.patience = now
+				c.advance(l, now)
 			}
 		}
+		c.sweep()
 	}
 }
 
@@ -140,18 +143,28 @@ func (c *Client) Close() {
 	c.lookups = nil
 }
 
-// advance asks the next server in turn that can be asked. Where none can, it is
-// tried again when patience is over.
+// advance asks the next server in turn. Patience grows with the rounds in which
+// something was asked.
 func (c *Client) advance(l *lookup, now time.Time) {
-	for range c.servers {
+	for !l.hopeless() {
 		server := (l.first + l.turn) % len(c.servers)
-		round := l.turn / len(c.servers)
-		l.turn++
-		l.patience = now.Add(firstPatience << min(round, 6))
-		if l.failures[server] < failuresAllowed && l.send(server, c.servers[server]) {
+		if l.failures[server] >= failuresAllowed {
+			l.turn++
+			continue
+		}
+		err := l.send(server, c.servers[server])
+		if err != nil && troubleOf(err) == exhausted {
+			l.patience = now.Add(shortage)
 			return
 		}
+		l.patience = now.Add(firstPatience << min(l.turn/len(c.servers), 6))
+		l.turn++
+		if err == nil || troubleOf(err) == absent {
+			return
+		}
+		l.failures[server]++
 	}
+	c.end(l, dnsbl.Answer{Err: ErrServer})
 }
 
 // hopeless reports whether every server has failed too often.
@@ -166,39 +179,38 @@ func (l *lookup) hopeless() bool {
 
 // event reads or writes connection i of the lookup.
 func (c *Client) event(l *lookup, i int, now time.Time) {
-	message, state := l.conns[i].step()
+	message, state, err := l.conns[i].step()
 	if state == waiting {
 		return
 	}
 	server, tcp := l.conns[i].server, l.conns[i].tcp
 	if state == complete {
-		answer, verdict := l.read(message, tcp)
-		switch verdict {
+		answer, class := l.read(message, l.conns[i].id, tcp)
+		switch class {
 		case irrelevant:
 			if !tcp {
 				return
 			}
 		case truncated:
-			if l.dialTCP(server, c.servers[server]) {
+			l.conns[i].drop() // so that there is a descriptor
+			if l.dialTCP(server, c.servers[server]) == nil {
 				return
 			}
 		case answered:
-			c.first = server
+			c.preferred = server
 			c.end(l, answer)
 			return
 		}
 	}
-	absent := state == broken && !tcp
-	if tcp || absent {
+	if tcp || state == broken {
 		l.conns[i].drop()
 	}
-	if absent {
+	if state == broken && !tcp && troubleOf(err) == absent {
 		if l.turn%len(c.servers) == 0 {
 			return // all have been asked in this round
 		}
-	} else if l.failures[server]++; l.hopeless() {
-		c.end(l, dnsbl.Answer{Err: ErrServer})
-		return
+	} else {
+		l.failures[server]++
 	}
 	c.advance(l, now)
 }

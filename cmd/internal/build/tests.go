@@ -3,6 +3,8 @@ package build
 import (
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
 )
 
 // A Suite is the tests of a package, as *testing.M is.
@@ -47,4 +49,20 @@ func (p prepared) Run() int {
 	}
 	p.there(dir)
 	return p.Suite.Run()
+}
+
+// Open opens the directories that a program is compiled from. A test that does so
+// runs again when a file there changes: go test remembers the results of tests by
+// what they open, and does not see what a compiler that they start reads.
+func Open(program string) error {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{if eq .Module.Path \"rblnft\"}}{{.Dir}}{{end}}{{end}}", "rblnft/cmd/"+program).Output()
+	if err != nil {
+		return fmt.Errorf("go list: %w", err)
+	}
+	for dir := range strings.FieldsSeq(string(out)) {
+		if _, err := os.ReadDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }

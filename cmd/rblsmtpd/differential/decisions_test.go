@@ -95,6 +95,45 @@ func TestDeadListBeforeAListing(t *testing.T) {
 	}
 }
 
+// Where no server can be reached the client gets through, no later than with
+// rblsmtpd; where one can, it decides.
+func TestUnreachableServers(t *testing.T) {
+	l := theLab(t)
+	for _, test := range []struct{ servers, instead, client string }{
+		{farServer, farServer, ""},
+		{barredServer, barredServer, ""},
+		{farServer + "." + barredServer + "." + farServer, farServer + "." + barredServer + "." + farServer, ""},
+		{"2001:db8:ffff::53", farServer, ""}, // rblsmtpd knows no IPv6
+		{"fe80::53%none", farServer, ""},
+		{farServer + ".127.0.0.1", farServer + ".127.0.0.1", "553 listed 192.0.2.1\r\n"},
+		{barredServer + ".127.0.0.1", barredServer + ".127.0.0.1", "553 listed 192.0.2.1\r\n"},
+		{"2001:db8:ffff::53 127.0.0.1", farServer + ".127.0.0.1", "553 listed 192.0.2.1\r\n"},
+	} {
+		t.Run(test.servers, func(t *testing.T) {
+			c := one("", []string{"TCPREMOTEIP=192.0.2.1", "DNSCACHEIP=" + test.instead}, "-b", "-t", "0", "-r", "list.test", "/bin/true")
+			theirs, err := l.run(referenceProgram, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.setenv("DNSCACHEIP", test.servers)
+			c.client.script = []event{{do: "wait"}}
+			ours, err := l.run(program{path: l.filter}, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, r := range map[string]*result{"rblsmtpd": theirs, "the filter": ours} {
+				if r.client != test.client || r.exit != "exit 0" {
+					t.Errorf("%s: the client got %q, %s, log %q", name, r.client, r.exit, r.stderr)
+				}
+			}
+			t.Logf("the filter %v, rblsmtpd %v", ours.took, theirs.took)
+			if ours.took > theirs.took+100*time.Millisecond {
+				t.Errorf("the filter took %v, rblsmtpd %v", ours.took, theirs.took)
+			}
+		})
+	}
+}
+
 // Under the limit of a usual run script, with ten lists at once.
 func TestTenListsUnderSoftlimit(t *testing.T) {
 	l := theLab(t)

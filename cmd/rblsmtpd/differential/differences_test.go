@@ -216,11 +216,21 @@ var differences = []difference{
 	{
 		name:    "address of no list",
 		row:     "A record outside 127.0.0.0/8",
-		reason:  "an A record outside 127.0.0.0/8 is no listing (RFC 5782, section 2.1), whatever text there is; rblsmtpd asks for the text alone",
+		reason:  "an A record outside 127.0.0.0/8 is no listing (RFC 5782, section 2.1), whatever text there is, and allows nobody; rblsmtpd asks for the text alone, or takes any address",
 		applies: func(c *testCase) bool { return c.asks() && slices.ContainsFunc(c.sources(), isParked) },
 		instead: func(c *testCase) { replaceZones(c, isParked, "noname.test") },
 		expect: func(c *testCase, r *result) []note {
 			return sourceNotes(c, isParked, "203.0.113.1")
+		},
+	},
+	{
+		name:    "list of everything",
+		row:     "a list that lists 127.0.0.1",
+		reason:  "a list that lists 127.0.0.1 lists everybody (RFC 5782, section 5); rblsmtpd does not ask",
+		applies: func(c *testCase) bool { return c.asks() && slices.ContainsFunc(c.sources(), isSick) },
+		instead: func(c *testCase) { replaceZones(c, isSick, "noname.test") },
+		expect: func(c *testCase, r *result) []note {
+			return sourceNotes(c, isSick, "lists 127.0.0.1")
 		},
 	},
 	{
@@ -427,7 +437,21 @@ var errorCodes = []string{"code252.test", "code254.test", "code255.test", "code1
 // isParked reports whether a source is a list whose address shows that it is
 // none.
 func isParked(o option) bool {
-	return o.letter == 'r' && (named("parked.test", "textparked.test")(o) || hasMessage(o) && named("parkedaddr.test")(o))
+	return named("parked.test", "textparked.test")(o) || (hasMessage(o) || o.letter == 'a') && named("parkedaddr.test")(o)
+}
+
+// isSick reports whether a source is a list that lists 127.0.0.1, and would list
+// every client.
+func isSick(o option) bool {
+	switch {
+	case o.letter == 'a':
+		return false
+	case named("wildcard.test", "parkedlist.test", "testaddr.test", "testparked.test")(o):
+		return true
+	case hasMessage(o):
+		return named("wildcardaddr.test")(o)
+	}
+	return named("wildcardtext.test")(o)
 }
 
 // isMalformed reports whether only the filter minds what is wrong with the
@@ -578,7 +602,7 @@ var (
 		"binary.test", "control.test", "utf8.test", "alias1.test", "alias4.test", "alias12.test", "uppercase.test", "otherowner.test", "mixed.test",
 		"uncompressed.test", "notauthority.test", "codes.test", "pieces.test", "tcp.test", "large.test", "partial.test", "twice.test", "once.test",
 		"secondid.test", "secondquestion.test", "secondnone.test", "secondport.test", "secondaddr.test", "secondgarbage.test", "secondshort.test",
-		"slow20.test", "addressonly.test", "emptytext.test", "emptystrings.test", "wildcard.test", "wildcardaddr.test", "parkedlist.test",
-		"stringlength.test", "huge.test", "trailing.test", "slow2000.test"}
-	noAddress = []string{"textonly.test", "textnoname.test", "parked.test", "parkedaddr.test", "textparked.test", "addresslength.test"}
+		"slow20.test", "addressonly.test", "emptytext.test", "emptystrings.test", "testtext.test", "testcode.test", "testfailure.test",
+		"testsilent.test", "stringlength.test", "huge.test", "trailing.test", "slow2000.test"}
+	noAddress = []string{"wildcard.test", "wildcardaddr.test", "wildcardtext.test", "parkedlist.test", "testaddr.test", "testparked.test", "textonly.test", "textnoname.test", "parked.test", "parkedaddr.test", "textparked.test", "addresslength.test"}
 )

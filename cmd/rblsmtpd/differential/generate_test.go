@@ -36,7 +36,8 @@ var quickZones = []zone{
 	{"count.test", 5}, {"rdlength.test", 5}, {"garbagerest.test", 5}, {"badlabel.test", 5},
 
 	{"code252.test", 5}, {"code254.test", 8}, {"code255.test", 5}, {"code1.test", 3}, {"codemixed.test", 5},
-	{"wildcard.test", 5}, {"wildcardaddr.test", 5}, {"parked.test", 6}, {"parkedaddr.test", 5}, {"parkedlist.test", 4},
+	{"wildcard.test", 8}, {"wildcardaddr.test", 5}, {"wildcardtext.test", 5}, {"testaddr.test", 5}, {"testparked.test", 3}, {"testtext.test", 4},
+	{"testcode.test", 4}, {"testfailure.test", 4}, {"parked.test", 6}, {"parkedaddr.test", 5}, {"parkedlist.test", 4},
 	{"nonamelisting.test", 4}, {"stringlength.test", 4}, {"pointer.test", 4}, {"pointerself.test", 4}, {"trailing.test", 4},
 	{"addresslength.test", 3}, {"huge.test", 3}, {"textfailure.test", 5}, {"texttcpclosed.test", 5}, {"textparked.test", 5},
 }
@@ -51,7 +52,7 @@ var (
 	verySlowZones = []zone{
 		{"silent.test", 4}, {"id.test", 1}, {"question.test", 1}, {"noquestion.test", 1}, {"port.test", 1}, {"addr.test", 1},
 		{"garbage.test", 1}, {"short.test", 1}, {"oversize.test", 1}, {"empty.test", 1}, {"tcpsilent.test", 1},
-		{"query.test", 3}, {"echo.test", 1}, {"textsilent.test", 1}, {"slow12000.test", 4},
+		{"query.test", 3}, {"echo.test", 1}, {"textsilent.test", 1}, {"slow12000.test", 4}, {"testsilent.test", 2},
 	}
 )
 
@@ -259,7 +260,8 @@ func (g *generator) environment() {
 	case g.percent(30):
 	default:
 		add("DNSCACHEIP", pick(g, "", "127.0.0.1.", "..127.0.0.1", "127.0.0.1.127.0.0.1", absentServer+"."+"127.0.0.1", absentServer+"..127.0.0.1",
-			"127.0.0.1.x", "127.0.0.1.127", "x", "127.0.0", "...", "127.0.0.1."+systemServer, systemServer, failingServer+".127.0.0.1"))
+			"127.0.0.1.x", "127.0.0.1.127", "x", "127.0.0", "...", "127.0.0.1."+systemServer, systemServer, failingServer+".127.0.0.1",
+			farServer, barredServer, farServer+"."+barredServer, farServer+".127.0.0.1", barredServer+".127.0.0.1", farServer+"."+barredServer+"."+absentServer+".127.0.0.1"))
 	}
 
 	switch n := g.IntN(100); {

@@ -2,10 +2,12 @@ package differential
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -47,13 +49,16 @@ type lab struct {
 }
 
 // The name servers besides the one at 127.0.0.1, where all zones are: where
-// nobody listens, one that fails, one that is silent, and the one that
-// resolv.conf(5) names.
+// nobody listens, one that fails, one that is silent, the one that resolv.conf(5)
+// names, and those that cannot be reached: where there is no route to, and where a
+// rule of this host's keeps packets from.
 const (
 	absentServer  = "127.0.0.3"
 	failingServer = "127.0.0.4"
 	silentServer  = "127.0.0.5"
 	systemServer  = "192.0.2.53"
+	farServer     = "203.0.113.53"
+	barredServer  = "192.0.2.99"
 )
 
 var newLab = sync.OnceValues(func() (*lab, error) {
@@ -68,7 +73,7 @@ var newLab = sync.OnceValues(func() (*lab, error) {
 	}
 	labDir = dir
 	l := &lab{dir: dir, filter: filepath.Join(dir, "bin", "rblsmtpd"), marker: "\n--- " + filepath.Base(dir) + " ---\n"}
-	if err := build.Program(filepath.Join(dir, "bin"), "rblsmtpd"); err != nil {
+	if err := errors.Join(build.Open("rblsmtpd"), build.Program(filepath.Join(dir, "bin"), "rblsmtpd")); err != nil {
 		return nil, err
 	}
 	for name, mode := range map[string]os.FileMode{"here": 0o644, "noexec/cat": 0o644, "noformat/cat": 0o755, "dir/cat/x": 0o644, "out/x": 0o644} {
@@ -82,7 +87,7 @@ var newLab = sync.OnceValues(func() (*lab, error) {
 
 	// The system's server differs in what it says.
 	others := dnsbltest.Standard()
-	others["list.test"] = dnsbltest.Lists([]string{"127.0.0.2"}, "the system's server lists %a")
+	others["list.test"] = dnsbltest.Test(dnsbltest.NoName(), dnsbltest.Lists([]string{"127.0.0.2"}, "the system's server lists %a"))
 	for addr, zones := range map[string]dnsbltest.Zones{
 		failingServer: {"": dnsbltest.Rcode(2)},
 		silentServer:  {"": dnsbltest.Silence()},
@@ -94,6 +99,10 @@ var newLab = sync.OnceValues(func() (*lab, error) {
 	}
 	if l.dns, err = dnsbltest.Start(netip.MustParseAddr("127.0.0.1"), dnsbltest.Standard()); err != nil {
 		return nil, err
+	}
+	rules := "add table inet lab; add chain inet lab out { type filter hook output priority 0; }; add rule inet lab out ip daddr " + barredServer + " drop"
+	if out, err := exec.Command("nft", rules).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("nft %s: %w: %s", rules, err, out)
 	}
 	resolvConf := filepath.Join(dir, "resolv.conf")
 	if err := os.WriteFile(resolvConf, []byte("search test\nnameserver "+systemServer+"\n"), 0o644); err != nil {

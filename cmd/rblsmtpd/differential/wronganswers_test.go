@@ -27,7 +27,8 @@ func TestWrongAnswers(t *testing.T) {
 	complaint := func(zone, code, meaning string) []words {
 		return []words{{zone, code, meaning, "temporary failure"}}
 	}
-	parked := func(zone string) []words { return []words{{zone, "203.0.113.1", "no listing"}} }
+	parked := func(zone string) []words { return []words{{zone, "203.0.113.1", "outside 127.0.0.0/8"}} }
+	sick := func(zone string) []words { return []words{{zone, "lists 127.0.0.1", "no listing"}} }
 	hits := func(zone, code, answer string) *hit.Hit {
 		h := &hit.Hit{Addr: netip.MustParseAddr(ip), Zone: zone, Answer: answer}
 		if code != "" {
@@ -61,19 +62,35 @@ func TestWrongAnswers(t *testing.T) {
 			hits("list.test", "127.0.0.2", "451 listed 192.0.2.1")},
 		{"-s -r list.test -r code254.test", "553 listed 192.0.2.1", nil, hits("list.test", "127.0.0.2", "553 listed 192.0.2.1")},
 
-		// Zones that answer everything. One that does it with 127.0.0.2
-		// looks like a list from here.
-		{"-r wildcard.test", "553 wildcard", nil, hits("wildcard.test", "127.0.0.2", "553 wildcard")},
-		{"-r wildcard.test:text", "553 text", nil, hits("wildcard.test", "127.0.0.2", "553 text")},
+		// Zones that answer everything.
+		{"-r wildcard.test", passed, sick("wildcard.test"), nil},
+		{"-r wildcard.test:text", passed, sick("wildcard.test"), nil},
+		{"-c -r wildcard.test", passed, sick("wildcard.test"), nil},
+		{"-r wildcard.test -r list.test", "553 listed 192.0.2.1", sick("wildcard.test"), hits("list.test", "127.0.0.2", "553 listed 192.0.2.1")},
 		{"-r wildcardaddr.test", passed, nil, nil},
-		{"-r wildcardaddr.test:%IP%", "553 192.0.2.1", nil, hits("wildcardaddr.test", "127.0.0.2", "553 192.0.2.1")},
+		{"-r wildcardaddr.test:%IP%", passed, sick("wildcardaddr.test"), nil},
+		{"-r wildcardtext.test", passed, sick("wildcardtext.test"), nil},
+		{"-r wildcardtext.test:text", passed, nil, nil},
 		{"-r parked.test", passed, parked("parked.test"), nil},
 		{"-r parked.test:text", passed, parked("parked.test"), nil},
 		{"-r parkedaddr.test", passed, nil, nil},
 		{"-r parkedaddr.test:text", passed, parked("parkedaddr.test"), nil},
 		{"-r parked.test -r list.test", "553 listed 192.0.2.1", parked("parked.test"), hits("list.test", "127.0.0.2", "553 listed 192.0.2.1")},
-		{"-r parkedlist.test:text", "553 text", nil, hits("parkedlist.test", "127.0.0.2", "553 text")},
-		{"-a parkedaddr.test -r list.test", passed, nil, nil},
+		{"-r parkedlist.test:text", passed, sick("parkedlist.test"), nil},
+		{"-a parkedaddr.test -r list.test", "553 listed 192.0.2.1", parked("parkedaddr.test"), hits("list.test", "127.0.0.2", "553 listed 192.0.2.1")},
+		{"-a wildcard.test -r list.test", passed, nil, nil},
+
+		// What a list says of the address that no list may list.
+		{"-r testaddr.test", passed, sick("testaddr.test"), nil},
+		{"-r testaddr.test=127.0.0.2:text", passed, sick("testaddr.test"), nil},
+		{"-r testparked.test", passed, sick("testparked.test"), nil},
+		{"-r testtext.test", "553 listed 192.0.2.1", nil, hits("testtext.test", "127.0.0.2", "553 listed 192.0.2.1")},
+		{"-r testtext.test:text", "553 text", nil, hits("testtext.test", "127.0.0.2", "553 text")},
+		{"-r testcode.test:text", "553 text", []words{{"testcode.test", "127.0.0.1", "too often", "counts"}}, hits("testcode.test", "127.0.0.2", "553 text")},
+		{"-r testfailure.test:text", "553 text", []words{{"testfailure.test", "127.0.0.1", "failed", "counts"}}, hits("testfailure.test", "127.0.0.2", "553 text")},
+		{"-T 2 -r testsilent.test", "553 listed 192.0.2.1", []words{{"testsilent.test", "127.0.0.1", "in time", "counts"}}, hits("testsilent.test", "127.0.0.2", "553 listed 192.0.2.1")},
+
+		{"-T 2 -r silent.test -r wildcard.test -r list.test", "451 listed 192.0.2.1", append(noAnswer("silent.test"), sick("wildcard.test")...), hits("list.test", "127.0.0.2", "451 listed 192.0.2.1")},
 
 		// Codes that were not asked for.
 		{"-r list.test=127.0.0.2", "553 listed 192.0.2.1", nil, hits("list.test", "127.0.0.2", "553 listed 192.0.2.1")},
@@ -176,11 +193,15 @@ func TestWrongAnswers(t *testing.T) {
 	}
 	l := theLab(t)
 	t.Parallel()
-	// Most of them wait, and many more at once than there are processors.
+	// Many of them wait, so more run at once than there are processors; but not all,
+	// lest the time is over before a processor is found.
 	var running sync.WaitGroup
 	defer running.Wait()
+	places := make(chan struct{}, 16)
 	for _, test := range tests {
 		running.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
 			t.Run(test.options, func(t *testing.T) {
 				box := newMailbox(t)
 				args := append([]string{"-v", "-b"}, strings.Split(test.options, " ")...)
