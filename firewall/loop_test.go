@@ -32,7 +32,7 @@ func TestHitsReachTheKernel(t *testing.T) {
 				t.Errorf("%s: %+v", k, e)
 			}
 		}
-		b.says(`msg=blocked addr=2001:db8::1 zone=bl.example code=127.0.0.2 decision=blocked prefix=2001:db8::/64`, `element="inet rblnft blocked6 { 2001:db8:: }"`)
+		b.says("msg=blocked addr=2001:db8::", "zone=bl.example code=127.0.0.2 decision=blocked prefix=2001:db8::/64", `element="inet rblnft blocked6 { 2001:db8:: }"`)
 		b.says(`msg="not blocked" addr=10.0.0.1`, "decision=allowed")
 		b.quiet()
 		b.hits("192.0.2.1")

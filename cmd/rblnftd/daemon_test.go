@@ -30,6 +30,10 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(attacker); path != "" {
+		attack(path)
+		os.Exit(0)
+	}
 	netlab.Main(build.Before(m, func(dir string) { program = filepath.Join(dir, "rblnftd") }, "rblnftd"))
 }
 

@@ -281,6 +281,34 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// Nobody looks for room twice within two seconds, and everybody after them.
+func TestRoomIsLookedFor(t *testing.T) {
+	for _, since := range []time.Duration{2*time.Second - time.Millisecond, 2 * time.Second} {
+		b := New(policy(func(p *Policy) { p.MaxElements = 1 }))
+		b.Hit(hitOf("192.0.2.1"), start)
+		push(b, start)
+		now := start.Add(time.Hour)
+		b.Sweep(now.Add(-since))
+		if d, _ := b.Hit(hitOf("192.0.2.2"), now); (d == Blocked) != (since == 2*time.Second) {
+			t.Errorf("%s after the last look: %s", since, d)
+		}
+		recount(t, b)
+	}
+}
+
+// A hit makes no block shorter, as after a reload with a shorter expiry.
+func TestKept(t *testing.T) {
+	b := New(policy())
+	k := KeyOf(addr("192.0.2.1"))
+	b.Load(Record{k, start.Add(5 * time.Hour), "a.example", 0}, start)
+	if d, _ := b.Hit(hitOf("192.0.2.1"), start); d != Kept || b.Waiting(IPv4) != 1 {
+		t.Errorf("%s, %d wait", d, b.Waiting(IPv4))
+	}
+	if r, _ := b.Get(k); r.Expires != start.Add(5*time.Hour) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestLimitOfASet(t *testing.T) {
 	b := New(policy(func(p *Policy) { p.MaxElements = 3 }))
 	b.Limit(IPv4, 1)
@@ -491,6 +519,9 @@ func TestRefill(t *testing.T) {
 	b.Refill(IPv4, now)
 	if b.Refilling(IPv4) != 96 || b.Refilling(IPv6) != 0 {
 		t.Fatalf("%d and %d to refill", b.Refilling(IPv4), b.Refilling(IPv6))
+	}
+	if b.Refill(IPv4, now); b.Refilling(IPv4) != 96 {
+		t.Fatalf("%d to refill, when the set is lost again", b.Refilling(IPv4))
 	}
 	part := slices.Clone(b.NextBulk(IPv4, 10, now))
 	if again := b.NextBulk(IPv4, 10, now); !slices.Equal(part, again) || len(part) != 10 {

@@ -133,7 +133,6 @@ func (b *Book) DoneBulk(f Family, n int) {
 // QueueBulk has the first of NextBulk wait in the queue instead.
 func (b *Book) QueueBulk(f Family) {
 	k := Key{f, b.bulk[f][0]}
-	b.bulk[f] = b.bulk[f][1:]
 	b.mark(k, b.records[f][k.bits], Pending{Key: k})
 }
 

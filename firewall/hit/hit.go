@@ -48,9 +48,8 @@ const DefaultSocket = "/run/rblnft/hits.sock"
 // socket than [DefaultSocket]; set and empty, nothing is reported.
 const SocketEnv = "RBLNFT_SOCKET"
 
-// MaxLen is the length in bytes of the longest line that [Parse] accepts, its
-// line feed included. It leaves room for the longest address, zone and text
-// that a filter sends.
+// MaxLen is the length in bytes of the longest line that [Parse] accepts, its line
+// feed included: room for the longest address, zone and text that a filter sends.
 const MaxLen = 1024
 
 const version = "rblnft/1"
@@ -135,30 +134,19 @@ func Parse(b []byte) (Hit, error) {
 
 // validZone reports whether s is a domain name as the package comment has it.
 func validZone(s string) bool {
-	if len(s) == 0 || len(s) > 253 {
-		return false
-	}
 	label := 0
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		switch c := s[i]; {
-		case c == '.':
-			if label == 0 {
-				return false
-			}
+		case c == '.' && label > 0:
 			label = 0
-			continue
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
+		case label < 63 && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'):
+			label++
 		default:
 			return false
 		}
-		if label++; label > 63 {
-			return false
-		}
 	}
-	return label > 0
+	return label > 0 && len(s) <= 253
 }
-
-func bad(field, what string) error { return &syntaxError{field + ": " + what} }
 
 // quote quotes the beginning of s, enough to recognise it by.
 func quote(s string) string {
@@ -169,7 +157,10 @@ func quote(s string) string {
 	return strconv.Quote(s)
 }
 
-type syntaxError struct{ what string }
+// bad says what is wrong with a field. Package fmt would cost the filter too much.
+func bad(field, what string) error { return syntaxError(field + ": " + what) }
 
-func (e *syntaxError) Error() string { return ErrSyntax.Error() + ": " + e.what }
-func (e *syntaxError) Unwrap() error { return ErrSyntax }
+type syntaxError string
+
+func (e syntaxError) Error() string { return ErrSyntax.Error() + ": " + string(e) }
+func (e syntaxError) Unwrap() error { return ErrSyntax }

@@ -40,6 +40,17 @@ func TestLongestHitFits(t *testing.T) {
 	}
 }
 
+func TestLongestLine(t *testing.T) {
+	line := "rblnft/1 addr=192.0.2.1 zone=A-b_9.example code=- answer=553 "
+	line += strings.Repeat("~", MaxLen-1-len(line)) + "\n"
+	if h, err := Parse([]byte(line)); err != nil || h.Zone != "A-b_9.example" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	if h, err := Parse([]byte("x" + line)); err == nil || !strings.Contains(err.Error(), "1025 bytes") {
+		t.Errorf("%+v, %v", h, err)
+	}
+}
+
 func TestParseMapsAddresses(t *testing.T) {
 	h, err := Parse([]byte("rblnft/1 addr=::ffff:192.0.2.1 zone=z code=- answer=553 x"))
 	if err != nil || h.Addr != netip.MustParseAddr("192.0.2.1") {
@@ -60,23 +71,32 @@ func TestParseRefuses(t *testing.T) {
 		"rblnft/1 addr=192.0.2" + rest:      `addr: "192.0.2" is no IP address`,
 		"rblnft/1 addr=fe80::1%eth0" + rest: "addr",
 		"rblnft/1 addr=" + rest:             "addr",
-		"rblnft/1 addr=192.0.2.1 code=- zone=z answer=553 x":                              "zone: missing",
-		"rblnft/1 addr=192.0.2.1 zone= code=- answer=553 x":                               "zone",
-		"rblnft/1 addr=192.0.2.1 zone=a..b code=- answer=553 x":                           "zone",
-		"rblnft/1 addr=192.0.2.1 zone=a\"b code=- answer=553 x":                           "zone",
-		"rblnft/1 addr=192.0.2.1 zone=z. code=- answer=553 x":                             "zone",
-		"rblnft/1 addr=192.0.2.1 zone=z code=203.0.113.1 answer=553 x":                    "code",
-		"rblnft/1 addr=192.0.2.1 zone=z code=::1 answer=553 x":                            "code",
-		"rblnft/1 addr=192.0.2.1 zone=z code= answer=553 x":                               "code",
-		"rblnft/1 addr=192.0.2.1 zone=z code=-":                                           "answer: missing",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=250 ok":                             "answer",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553":                                "answer",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 a\nb":                           "byte",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 a\n\n":                          "byte",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 \x00":                           "byte",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 caf\xc3\xa9":                    "byte",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 \xff\xfe":                       "byte",
-		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 " + strings.Repeat("x", MaxLen): "length",
+		"rblnft/1 addr=192.0.2.1 code=- zone=z answer=553 x":                                   "zone: missing",
+		"rblnft/1 addr=192.0.2.1 zone= code=- answer=553 x":                                    "zone",
+		"rblnft/1 addr=192.0.2.1 zone=a..b code=- answer=553 x":                                "zone",
+		"rblnft/1 addr=192.0.2.1 zone=a\"b code=- answer=553 x":                                "zone",
+		"rblnft/1 addr=192.0.2.1 zone=z. code=- answer=553 x":                                  "zone",
+		"rblnft/1 addr=192.0.2.1 zone=.z code=- answer=553 x":                                  "zone",
+		"rblnft/1 addr=192.0.2.1 zone=a,b code=- answer=553 x":                                 "zone",
+		"rblnft/1 addr=192.0.2.1 zone=" + strings.Repeat("a", 64) + " code=- answer=553 x":     "zone",
+		"rblnft/1 addr=192.0.2.1 zone=" + strings.Repeat("a.", 126) + "ab code=- answer=553 x": "zone",
+		"rblnft/1 addr=192.0.2.1 zone=" + strings.Repeat("x,", 99) + " code=- answer=553 x":    `x,"...`,
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 \x7f":                                "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 \x1f":                                "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=::ffff:127.0.0.2 answer=553 x":                    "code",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553x y":                                  "answer",
+		"rblnft/1 addr=192.0.2.1 zone=z code=203.0.113.1 answer=553 x":                         "code",
+		"rblnft/1 addr=192.0.2.1 zone=z code=::1 answer=553 x":                                 "code",
+		"rblnft/1 addr=192.0.2.1 zone=z code= answer=553 x":                                    "code",
+		"rblnft/1 addr=192.0.2.1 zone=z code=-":                                                "answer: missing",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=250 ok":                                  "answer",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553":                                     "answer",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 a\nb":                                "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 a\n\n":                               "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 \x00":                                "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 caf\xc3\xa9":                         "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 \xff\xfe":                            "byte",
+		"rblnft/1 addr=192.0.2.1 zone=z code=- answer=553 " + strings.Repeat("x", MaxLen):      "length",
 	} {
 		h, err := Parse([]byte(in))
 		if err == nil || !errors.Is(err, ErrSyntax) || !strings.Contains(err.Error(), want) {

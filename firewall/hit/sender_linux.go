@@ -14,7 +14,7 @@ type Sender struct {
 // the system's: ENOENT where there is no socket, ECONNREFUSED where nobody
 // listens, EACCES where the caller may not report (unix(7)).
 func NewSender(path string, h Hit) (*Sender, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -171,7 +171,7 @@ func (s *Store) add(e entry, changed bool) (ok bool) {
 		s.waiting, s.within = waiting{lost: true}, false
 		s.fail(errBehind)
 	}
-	if changed && !s.lost {
+	if changed {
 		s.lines = e.appendTo(s.lines)
 	}
 	if s.within || s.ended {
@@ -202,7 +202,7 @@ func (s *Store) Begin() {
 func (s *Store) End() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.within, s.ended = false, s.within
+	s.within, s.ended = false, true
 }
 
 // Failure returns why what happens is not on disk at the moment, or nil.

@@ -75,6 +75,8 @@ func (s *Store) write(now anchor) {
 		s.retry = now.monotonic.Add(retryInterval)
 		if s.file == nil {
 			s.fail(err)
+		} else {
+			s.log.Warn("the state cannot be written anew; it grows", "directory", s.dir, "error", err)
 		}
 	}
 	s.want(now)
@@ -82,7 +84,7 @@ func (s *Store) write(now anchor) {
 
 // want asks for a new file if one is needed.
 func (s *Store) want(now anchor) {
-	if s.next != nil || now.monotonic < s.retry || s.file != nil && s.size <= 2*s.base+slack {
+	if now.monotonic < s.retry || s.file != nil && s.size <= 2*s.base+slack {
 		return
 	}
 	s.mu.Lock()
