@@ -45,6 +45,10 @@ func show(dir string) error {
 	if err := netlab.Up(); err != nil {
 		return err
 	}
+	// Where nft(8) is, and where not every user looks.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
+		return err
+	}
 	stopDNS, err := serveDNSBL(net.JoinHostPort(dnsServer, "53"))
 	if err != nil {
 		return fmt.Errorf("the DNSBL: %w", err)

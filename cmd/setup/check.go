@@ -51,7 +51,7 @@ func check(packages ...string) error {
 		packages = everything
 	}
 	if err := r.all(root, packages); err != nil {
-		return err
+		r.failed = append(r.failed, err.Error())
 	}
 	r.print(time.Since(started))
 	if len(r.failed) > 0 {
@@ -68,7 +68,7 @@ func prepare() (root debian.Root, lacking debian.Lacking, err error) {
 	case os.Geteuid() != 0:
 		lacking[debian.Namespaces] = "only root can enter another root file system"
 	case err != nil:
-		lacking[debian.Namespaces] = fmt.Sprintf("unshare: %v: %s", err, out)
+		lacking[debian.Namespaces] = reason(out, err)
 	}
 	if len(lacking) > 0 {
 		return root, lacking, installPackages("ca-certificates")
@@ -92,10 +92,18 @@ func prepare() (root debian.Root, lacking debian.Lacking, err error) {
 			return root, nil, err
 		}
 		if out, err := cmd.CombinedOutput(); err != nil {
-			lacking[facility] = fmt.Sprintf("%v: %s", err, out)
+			lacking[facility] = reason(out, err)
 		}
 	}
 	return root, lacking, nil
+}
+
+// reason is what a program has said of why it failed.
+func reason(out []byte, err error) string {
+	if len(out) == 0 {
+		return err.Error()
+	}
+	return strings.Join(strings.Fields(string(out)), " ")
 }
 
 // all runs all tests, in the root if there is one, or those that need none.

@@ -21,6 +21,9 @@ import (
 // onDebianKernel are the packages whose tests run on Debian 12's own kernel too.
 var onDebianKernel = []string{"./firewall/...", "./cmd/internal/chain"}
 
+// emulation is how long these may take.
+const emulation = 8 * time.Minute
+
 // tested has "go list" print a package that has tests: its name, its module and
 // its directory.
 const tested = `{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Module.Path}} {{.Dir}}{{end}}`
@@ -37,7 +40,10 @@ func (r *results) kernel(root debian.Root, among []string) error {
 		return err
 	}
 	packages = slices.DeleteFunc(packages, func(p string) bool { return !slices.Contains(wanted, p) })
-	if len(packages) == 0 && !slices.Equal(among, everything) {
+	if len(packages) == 0 {
+		if slices.Equal(among, everything) {
+			return fmt.Errorf("no tests in %s", strings.Join(onDebianKernel, " "))
+		}
 		return nil
 	}
 	if reason := r.lacking.Reason(debian.Kernel); reason != "" {
@@ -59,13 +65,16 @@ func (r *results) kernel(root debian.Root, among []string) error {
 		fmt.Println(err)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), emulation)
 	defer cancel()
 	events, out := io.Pipe()
 	read := make(chan error)
 	go func() { read <- r.read(events) }()
 	console, err := root.Boot(ctx, payload, out)
 	out.Close()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not ready after %s", emulation)
+	}
 	err = errors.Join(err, <-read)
 	failed := err != nil
 	for _, p := range names {
@@ -91,8 +100,8 @@ func (r *results) kernel(root debian.Root, among []string) error {
 }
 
 // compileTests puts into dir the programs, the tests with their data, and the
-// script that runs them, in short: emulation is slow. It returns the names that the script gives them, which
-// end in suffix.
+// script that runs them, in short: emulation is slow. It returns the names that
+// the script gives them, which end in suffix.
 func compileTests(dir string, packages []string, suffix string) (names []string, err error) {
 	if err := build.All(filepath.Join(dir, "programs")); err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ type Lacking map[Facility]string
 func (l Lacking) Env() string {
 	var lines []string
 	for facility, reason := range l {
-		lines = append(lines, string(facility)+": "+strings.Join(strings.Fields(reason), " "))
+		lines = append(lines, string(facility)+": "+reason)
 	}
 	return lacksEnv + "=" + strings.Join(lines, "\n")
 }
@@ -55,7 +55,7 @@ func (f Facility) skip(reason string) string {
 // Reason says why something cannot be tried, or nothing.
 func (l Lacking) Reason(f Facility) string {
 	if reason, lacks := l[f]; lacks {
-		return f.skip(strings.Join(strings.Fields(reason), " "))
+		return f.skip(reason)
 	}
 	return ""
 }
