@@ -30,6 +30,10 @@ func (r *report) start(p *process, h hit.Hit) {
 		return
 	}
 	r.path = path
+	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
+		r.lost("descriptor 0 is a terminal") // somebody tries what a list says
+		return
+	}
 	var err error
 	if r.sender, err = hit.NewSender(path, h); err != nil {
 		r.lost(err.Error())

@@ -130,6 +130,40 @@ func TestFullQueue(t *testing.T) {
 	}
 }
 
+// Who tries by hand what a list says of somebody does not have him blocked.
+func TestByHand(t *testing.T) {
+	startDNSBL(t)
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	for name, input := range map[string]*os.File{"a terminal": terminal, "none": nil} {
+		cmd := exec.Command(program, "-b", "-t0", "-r", "list.test:no", "true")
+		cmd.Env = []string{"TCPREMOTEIP=192.0.2.9", "DNSCACHEIP=192.0.2.54", "RBLNFT_SOCKET=" + path}
+		var out, log bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &log
+		if input != nil {
+			cmd.Stdin = input
+		}
+		if err := cmd.Run(); err != nil || out.String() != "553 no\r\n" {
+			t.Errorf("%s: %v, %q", name, err, &out)
+		}
+		l.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		n, _ := l.Read(make([]byte, 1024))
+		said := strings.Contains(log.String(), "hit not reported: "+path+": descriptor 0 is a terminal\n")
+		if (n > 0) == (input != nil) || said != (input != nil) {
+			t.Errorf("%s: %d bytes reported, log %q", name, n, &log)
+		}
+	}
+}
+
 // With -i the next program runs whatever the lists say, and finds in $RBLSMTPD what
 // they say, in a form that another rblsmtpd rejects with 451. Nothing is reported to
 // the daemon.
