@@ -211,7 +211,11 @@ func TestBulkLoadElsewhere(t *testing.T) {
 	b.quiet()
 	var load strings.Builder
 	load.WriteString("table inet other { set s { type ipv4_addr; flags timeout; timeout 1h; elements = {")
-	for i := range 100_000 {
+	n := 100_000
+	if testing.Short() {
+		n = 10_000
+	}
+	for i := range n {
 		fmt.Fprintf(&load, "11.%d.%d.%d,", i>>16, i>>8&255, i&255)
 	}
 	load.WriteString("}; }; }\n")
@@ -574,7 +578,11 @@ func TestHitsDuringRecovery(t *testing.T) {
 			})
 		}
 		var want []string
-		for i := range 2000 {
+		n := 2000
+		if testing.Short() {
+			n = 300
+		}
+		for i := range n {
 			a := fmt.Sprintf("100.64.%d.%d", i>>8, i&255)
 			want = append(want, a)
 			b.hits(a)
@@ -590,7 +598,10 @@ func TestHitsDuringRecovery(t *testing.T) {
 // Two hundred thousand are back after a flush, and hits do not wait for them.
 func TestLargeRefill(t *testing.T) {
 	b := fresh(t, testConfig())
-	const n = 200_000
+	n := 200_000
+	if testing.Short() {
+		n = 5_000
+	}
 	var burst []hit.Hit
 	for i := range n {
 		burst = append(burst, hit.Hit{Addr: netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), Zone: "zen.spamhaus.example"})
@@ -603,7 +614,7 @@ func TestLargeRefill(t *testing.T) {
 	began := time.Now()
 	nftRun(t, "flush", "ruleset")
 	b.hits("192.0.2.1")
-	b.says("elements restored", "set=blocked4", "restored=200000")
+	b.says("elements restored", "set=blocked4", fmt.Sprintf("restored=%d", n))
 	t.Logf("all elements were in after %s", time.Since(began))
 	b.quiet()
 	if got := strings.Count(nftRun(t, "list", "set", "inet", "rblnft", "blocked4"), "expires"); got != n+1 {

@@ -176,7 +176,7 @@ func TestApplyAgainstOthers(t *testing.T) {
 				time.Sleep(time.Duration(i%5) * 100 * time.Microsecond)
 			}
 		})
-		for range 300 {
+		for range 100 {
 			if err := c.Apply(at, "s4", put, nil); err != nil {
 				t.Error(err)
 				break
@@ -357,6 +357,10 @@ func TestWatchFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
+	// As if much more had been changed.
+	if err := setBuffer(w.raw, unix.SO_RCVBUFFORCE, 1<<20); err != nil {
+		t.Fatal(err)
+	}
 	add := func(n int) {
 		for i := 0; i < n; {
 			var put []Element
@@ -376,7 +380,7 @@ func TestWatchFlood(t *testing.T) {
 		}
 		n += len(got.Elements)
 	}
-	add(1_000_000)
+	add(60_000)
 	for !heard(t, w).Lost {
 	}
 	// And it goes on.
