@@ -23,7 +23,7 @@ import (
 // container and a virtual machine.
 var packages = []string{
 	"daemontools", "e2fsprogs", "gcc", "init-system-helpers", "iproute2", "libc6-dev", "lintian",
-	"man-db", "msmtp", "msmtp-mta", "nftables", "perl", "procps", "rbldnsd", "socat", "strace",
+	"man-db", "msmtp", "msmtp-mta", "nftables", "perl", "procps", "qemu-user-static", "rbldnsd", "socat", "strace",
 	"systemd", "systemd-container", "systemd-sysv", "ucspi-tcp",
 }
 
