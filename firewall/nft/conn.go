@@ -16,6 +16,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"syscall"
@@ -171,23 +172,17 @@ func (c *Conn) Commit(t *Transaction) error {
 	}
 	// One message asks for an answer if all is well.
 	binary.NativeEndian.PutUint16(t.buf[6:], binary.NativeEndian.Uint16(t.buf[6:])|unix.NLM_F_ACK)
-	var refused error
 	done := false
-	err := c.exchange(func(a answer) {
-		switch {
-		case a.errno == 0:
-			done = true
-		case refused == nil:
-			refused = a.refusal()
+	for _, err := range c.exchange(batchBegin, t.buf, batchEnd) {
+		if err != nil {
+			return err
 		}
-	}, batchBegin, t.buf, batchEnd)
-	switch {
-	case refused != nil:
-		return refused
-	case err == nil && !done:
+		done = true
+	}
+	if !done {
 		return errors.New("netlink receive: no answer")
 	}
-	return err
+	return nil
 }
 
 // Get asks for objects of a table: kind is one of the NFT_MSG_GET…, flags are those
@@ -195,64 +190,74 @@ func (c *Conn) Commit(t *Transaction) error {
 func (c *Conn) Get(kind, flags uint16, at Table, fields ...Field) (all []Attrs, err error) {
 	c.tx.reset()
 	c.tx.Message(kind, flags, at, fields...)
-	var failed error
-	err = c.exchange(func(a answer) {
-		switch {
-		case a.object:
-			attrs, err := parse(a.body)
-			failed = errors.Join(failed, err)
-			all = append(all, attrs)
-		case a.errno != 0 && a.errno != unix.ENOENT:
-			failed = fmt.Errorf("netlink: %w", a.errno)
+	for m, err := range c.exchange(c.tx.buf) {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, nil
 		}
-	}, c.tx.buf)
-	if err = errors.Join(err, failed); err != nil {
-		return nil, err
+		if err == nil && m.Header.Type == unix.NLMSG_DONE { // the end of a list
+			return all, nil
+		}
+		var a Attrs
+		if err == nil {
+			a, err = parse(m.Data)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("netlink: %w", err)
+		}
+		all = append(all, a)
 	}
 	return all, nil
 }
 
-// An answer is what the kernel says to a message.
-type answer struct {
-	message int        // the message's number
-	errno   unix.Errno // its error; 0: none
-	object  bool       // an object is described, in body, until the next answer
-	body    []byte
+// A refusal is the kernel's error with a message, or with all of them, -1.
+type refusal struct {
+	message int
+	errno   unix.Errno
 }
 
-func (a *answer) refusal() error {
-	return fmt.Errorf("message %d of the transaction: %w", a.message, a.errno)
+func (r *refusal) Error() string {
+	return fmt.Sprintf("message %d of the transaction: %v", r.message, r.errno)
 }
 
-// exchange sends messages in one datagram, and calls each with every answer. The
-// kernel answers before the system call returns, so there is nothing to wait for.
-func (c *Conn) exchange(each func(answer), request ...[]byte) error {
-	err := c.call(func(fd int) error {
-		_, err := unix.SendmsgBuffers(fd, request, nil, nil, 0)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("netlink send: %w", err)
-	}
-	for {
-		n, err := c.receive(c.in)
-		if err == unix.EAGAIN {
-			return nil
-		}
-		var messages []syscall.NetlinkMessage
-		if err == nil {
-			messages, err = syscall.ParseNetlinkMessage(c.in[:n])
-		}
+func (r *refusal) Unwrap() error { return r.errno }
+
+// exchange sends messages in one datagram, and yields every answer, or the error
+// that it is: a refusal, or what ends the exchange. The kernel answers before the
+// system call returns, so there is nothing to wait for. An answer is there until
+// there is the next one.
+func (c *Conn) exchange(request ...[]byte) iter.Seq2[syscall.NetlinkMessage, error] {
+	return func(yield func(syscall.NetlinkMessage, error) bool) {
+		err := c.call(func(fd int) error {
+			_, err := unix.SendmsgBuffers(fd, request, nil, nil, 0)
+			return err
+		})
 		if err != nil {
-			c.drain()
-			return fmt.Errorf("netlink receive: %w", err)
+			yield(syscall.NetlinkMessage{}, fmt.Errorf("netlink send: %w", err))
+			return
 		}
-		for _, m := range messages {
-			a := answer{message: int(m.Header.Seq) - 1, object: m.Header.Type>>8 == unix.NFNL_SUBSYS_NFTABLES, body: m.Data}
-			if !a.object && len(m.Data) >= 4 { // NLMSG_ERROR, or NLMSG_DONE after a list
-				a.errno = unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+		for {
+			n, err := c.receive(c.in)
+			if err == unix.EAGAIN {
+				return
 			}
-			each(a)
+			messages, malformed := syscall.ParseNetlinkMessage(c.in[:max(n, 0)])
+			if err = errors.Join(err, malformed); err != nil {
+				c.drain()
+				yield(syscall.NetlinkMessage{}, fmt.Errorf("netlink receive: %w", err))
+				return
+			}
+			for _, m := range messages {
+				var err error
+				if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES && len(m.Data) >= 4 {
+					if n := int32(binary.NativeEndian.Uint32(m.Data)); n != 0 { // of NLMSG_ERROR and NLMSG_DONE
+						err = &refusal{int(m.Header.Seq) - 1, unix.Errno(-n)}
+					}
+				}
+				if !yield(m, err) {
+					c.drain()
+					return
+				}
+			}
 		}
 	}
 }

@@ -91,23 +91,16 @@ func (c *Conn) Ask(at Table, set string, keys []netip.Addr) (found []bool, err e
 			elements(&c.tx, unix.NFT_MSG_GETSETELEM, 0, at, set, part[i:i+1], appendKey)
 		}
 		answered := 0
-		var refused error
-		err := c.exchange(func(a answer) {
-			if a.message < 0 || a.message >= len(part) {
-				return
+		for m, err := range c.exchange(c.tx.buf) {
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				return nil, err
 			}
-			answered++
-			found[start+a.message] = a.object
-			if a.errno != 0 && a.errno != unix.ENOENT {
-				refused = a.refusal()
+			if i := int(m.Header.Seq) - 1; i >= 0 && i < len(part) {
+				answered++
+				found[start+i] = err == nil
 			}
-		}, c.tx.buf)
-		switch {
-		case err != nil:
-			return nil, err
-		case refused != nil:
-			return nil, refused
-		case answered != len(part):
+		}
+		if answered != len(part) {
 			return nil, fmt.Errorf("netlink receive: %d answers to %d questions", answered, len(part))
 		}
 	}

@@ -4,10 +4,12 @@ package ruleset
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables/expr"
@@ -66,14 +68,17 @@ func field(kind uint16, value any) nft.Field { return nft.Field{Type: kind, Valu
 
 func (o *object) isOurs() bool { return strings.HasPrefix(o.have.Comment(o.comment, o.udata), o.mark) }
 
-// make makes the object, which has a name of its own if it is a set. There must not
-// be one, unless it is to be changed.
-func (o *object) make(t *nft.Transaction, at nft.Table, own string) {
-	fields := append(append([]nft.Field{}, o.name...), o.rest...)
+// make makes the object, a set with a random name, by which it is told from every
+// other one. There must not be one, unless it is to be changed.
+func (o *object) make(t *nft.Transaction, at nft.Table) {
+	fields, text := slices.Concat(o.name, o.rest), o.mark
 	if o.kind == unix.NFT_MSG_NEWSET {
 		fields = append(fields, field(unix.NFTA_SET_ID, uint32(t.Len()+1)))
+		random := make([]byte, 8)
+		rand.Read(random) // which never fails
+		text += hex.EncodeToString(random)
 	}
-	t.Message(o.kind, unix.NLM_F_CREATE, at, append(fields, field(o.comment, nft.Comment{UData: o.udata, Text: o.mark + own}))...)
+	t.Message(o.kind, unix.NLM_F_CREATE, at, append(fields, field(o.comment, nft.Comment{UData: o.udata, Text: text}))...)
 }
 
 func (o *object) delete(t *nft.Transaction, at nft.Table) {

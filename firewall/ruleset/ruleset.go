@@ -33,8 +33,6 @@
 package ruleset
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -59,7 +57,8 @@ type Ruleset struct {
 	objects []*object // all but the table: sets, counters, chain
 	chain   *object
 	rules   []rule
-	found   []foundRule // of the chain
+	ours    []foundRule // of the chain's rules
+	foreign bool        // the chain has others
 	allow   [2][]nft.Interval
 	stale   bool // the allow list is not what the kernel's sets hold, as far as is known
 }
@@ -160,11 +159,10 @@ func (r *Ruleset) Ensure() (State, error) {
 	}
 }
 
-// A foundRule is a rule that there is.
+// A foundRule is a rule of ours that there is.
 type foundRule struct {
 	handle  uint64
 	comment string
-	ours    bool
 }
 
 // look asks the kernel what there is under our names.
@@ -185,13 +183,16 @@ func (r *Ruleset) look() (err error) {
 			}
 		}
 	}
-	r.found = nil
+	r.ours, r.foreign = nil, false
 	if r.chain == nil || r.chain.have == nil {
 		return err
 	}
 	for _, a := range ask(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, r.ruleFields()...) {
-		comment := a.Comment(unix.NFTA_RULE_USERDATA, 0)
-		r.found = append(r.found, foundRule{a.Number(unix.NFTA_RULE_HANDLE), comment, strings.HasPrefix(comment, mark+" ")})
+		if comment := a.Comment(unix.NFTA_RULE_USERDATA, 0); strings.HasPrefix(comment, mark+" ") {
+			r.ours = append(r.ours, foundRule{a.Number(unix.NFTA_RULE_HANDLE), comment})
+		} else {
+			r.foreign = true
+		}
 	}
 	return err
 }
@@ -238,7 +239,7 @@ func (r *Ruleset) compare(t *nft.Transaction) (wrong []string, err error) {
 	switch {
 	case r.table.have == nil:
 		wrong = append(wrong, "no "+r.table.what)
-		r.table.make(t, r.cfg.Table, "")
+		r.table.make(t, r.cfg.Table)
 	case owner != 0:
 		return nil, &InTheWay{fmt.Sprintf("%s has an owner (flags owner), netlink port %d: nobody else may change it", r.table.what, owner)}
 	case r.table.fits(r.table.have) == fine:
@@ -246,7 +247,7 @@ func (r *Ruleset) compare(t *nft.Transaction) (wrong []string, err error) {
 		return nil, &InTheWay{r.table.what + " is dormant, and not rblnftd's to wake"}
 	default:
 		wrong = append(wrong, r.table.what+" is dormant")
-		r.table.make(t, r.cfg.Table, "")
+		r.table.make(t, r.cfg.Table)
 	}
 	fits := map[*object]fit{}
 	anew := false
@@ -265,7 +266,7 @@ func (r *Ruleset) compare(t *nft.Transaction) (wrong []string, err error) {
 		}
 	}
 	// Rules let go of what they use before that is made anew.
-	sameRules := r.sameRules() && !anew
+	sameRules := !anew && slices.EqualFunc(r.ours, r.rules, func(f foundRule, w rule) bool { return f.comment == w.comment })
 	if !sameRules {
 		if r.chain.have != nil {
 			wrong = append(wrong, "other rules in "+r.chain.what)
@@ -279,11 +280,7 @@ func (r *Ruleset) compare(t *nft.Transaction) (wrong []string, err error) {
 		if o.have != nil && fits[o] == replace {
 			o.delete(t, r.cfg.Table)
 		}
-		own := ""
-		if slices.Contains(r.sets, o) {
-			own = randomName()
-		}
-		o.make(t, r.cfg.Table, own)
+		o.make(t, r.cfg.Table)
 	}
 	for i, o := range r.sets[2:] {
 		if r.stale || fits[o] != fine {
@@ -299,26 +296,11 @@ func (r *Ruleset) compare(t *nft.Transaction) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// sameRules reports whether the rules of ours that there are are the ones wanted.
-func (r *Ruleset) sameRules() bool {
-	ours := slices.DeleteFunc(slices.Clone(r.found), func(f foundRule) bool { return !f.ours })
-	return slices.EqualFunc(ours, r.rules, func(f foundRule, w rule) bool { return f.comment == w.comment })
-}
-
 // deleteRules deletes the rules that are ours.
 func (r *Ruleset) deleteRules(t *nft.Transaction) {
-	for _, f := range r.found {
-		if f.ours {
-			t.Message(unix.NFT_MSG_DELRULE, 0, r.cfg.Table, r.ruleFields(field(unix.NFTA_RULE_HANDLE, f.handle))...)
-		}
+	for _, f := range r.ours {
+		t.Message(unix.NFT_MSG_DELRULE, 0, r.cfg.Table, r.ruleFields(field(unix.NFTA_RULE_HANDLE, f.handle))...)
 	}
-}
-
-// randomName names a set that is made, so that it is told from every other one.
-func randomName() string {
-	var b [8]byte
-	rand.Read(b[:]) // which never fails
-	return hex.EncodeToString(b[:])
 }
 
 // Remove takes away what is ours under the names of a configuration: rules, chain,
@@ -347,9 +329,8 @@ func Remove(conn *nft.Conn, cfg Config, keep *Config) error {
 	if !kept[r.chain.what] {
 		r.deleteRules(&t)
 	}
-	foreign := slices.ContainsFunc(r.found, func(f foundRule) bool { return !f.ours }) // in our chain
 	for _, o := range r.objects {
-		if o.have != nil && o.isOurs() && !kept[o.what] && !(o == r.chain && foreign) {
+		if o.have != nil && o.isOurs() && !kept[o.what] && !(o == r.chain && r.foreign) {
 			o.delete(&t, cfg.Table)
 		}
 	}
