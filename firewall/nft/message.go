@@ -73,7 +73,7 @@ func appendFields(b []byte, fields []Field) []byte {
 // their types. Of several of one type it has the last.
 type Attrs map[uint16][]byte
 
-// parse reads the body of a message.
+// parse reads the body of a message, and keeps nothing of it.
 func parse(body []byte) (Attrs, error) {
 	if len(body) < sizeofNfgenmsg {
 		return nil, fmt.Errorf("netlink: message of %d bytes", len(body))

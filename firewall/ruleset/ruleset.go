@@ -166,28 +166,26 @@ type foundRule struct {
 }
 
 // look asks the kernel what there is under our names.
-func (r *Ruleset) look() (err error) {
-	ask := func(kind, flags uint16, fields ...nft.Field) (all []nft.Attrs) {
-		if err == nil {
-			if all, err = r.conn.Get(kind, flags, r.cfg.Table, fields...); err != nil {
-				err = fmt.Errorf("look at table %s: %w", r.cfg.Table, err)
-			}
-		}
-		return all
-	}
+func (r *Ruleset) look() error {
 	for _, o := range append([]*object{r.table, r.sets[0], r.sets[1]}, r.objects...) {
 		o.have = nil
-		if o == r.table || r.table.have != nil {
-			for _, a := range ask(o.kind+1, 0, o.name...) {
-				o.have = a
-			}
+		if o != r.table && r.table.have == nil {
+			continue
+		}
+		all, err := r.conn.Get(o.kind+1, 0, r.cfg.Table, o.name...)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", o.what, err)
+		}
+		for _, a := range all {
+			o.have = a
 		}
 	}
 	r.ours, r.foreign = nil, false
 	if r.chain == nil || r.chain.have == nil {
-		return err
+		return nil
 	}
-	for _, a := range ask(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, r.ruleFields()...) {
+	all, err := r.conn.Get(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, r.cfg.Table, r.ruleFields()...)
+	for _, a := range all {
 		if comment := a.Comment(unix.NFTA_RULE_USERDATA, 0); strings.HasPrefix(comment, mark+" ") {
 			r.ours = append(r.ours, foundRule{a.Number(unix.NFTA_RULE_HANDLE), comment})
 		} else {
