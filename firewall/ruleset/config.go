@@ -110,17 +110,14 @@ func ParseNames(s string) (c Config, ok bool) {
 func ParseTable(s string) (nft.Table, error) {
 	words := strings.Fields(s)
 	if len(words) == 1 {
-		words = append([]string{nft.INet.String()}, words...)
+		words = []string{nft.INet.String(), words[0]}
 	}
 	if len(words) != 2 {
 		return nft.Table{}, fmt.Errorf("%q: want a family and a name, as in \"inet rblnft\"", s)
 	}
 	for _, f := range []nft.Family{nft.INet, nft.IPv4, nft.IPv6} {
 		if f.String() == words[0] {
-			if err := checkName(words[1]); err != nil {
-				return nft.Table{}, err
-			}
-			return nft.Table{Family: f, Name: words[1]}, nil
+			return nft.Table{Family: f, Name: words[1]}, checkName(words[1])
 		}
 	}
 	return nft.Table{}, fmt.Errorf("%q: the family is none of inet, ip, ip6", s)
@@ -168,25 +165,25 @@ func (c *Config) Check() (problems []Problem) {
 	return problems
 }
 
-// intervals returns networks of one family as intervals, those that touch or
+// intervals returns networks as intervals, IPv4 and IPv6, those that touch or
 // overlap as one.
-func intervals(networks []netip.Prefix, v6 bool) (merged []nft.Interval) {
-	var all []nft.Interval
-	for _, p := range networks {
-		if p.IsValid() && p.Addr().Is6() == v6 {
-			all = append(all, nft.Interval{First: p.Masked().Addr(), Last: lastOf(p)})
-		}
-	}
-	slices.SortFunc(all, func(a, b nft.Interval) int { return a.First.Compare(b.First) })
-	for _, i := range all {
-		n := len(merged)
-		if n > 0 && (i.First.Compare(merged[n-1].Last) <= 0 || merged[n-1].Last.Next() == i.First) {
-			if i.Last.Compare(merged[n-1].Last) > 0 {
-				merged[n-1].Last = i.Last
-			}
+func intervals(networks []netip.Prefix) (merged [2][]nft.Interval) {
+	for _, p := range slices.SortedFunc(slices.Values(networks), netip.Prefix.Compare) {
+		if !p.IsValid() {
 			continue
 		}
-		merged = append(merged, i)
+		all := &merged[0]
+		if p.Addr().Is6() {
+			all = &merged[1]
+		}
+		next := nft.Interval{First: p.Masked().Addr(), Last: lastOf(p)}
+		n := len(*all)
+		switch {
+		case n == 0 || (*all)[n-1].Last.Less(next.First) && (*all)[n-1].Last.Next() != next.First:
+			*all = append(*all, next)
+		case (*all)[n-1].Last.Less(next.Last):
+			(*all)[n-1].Last = next.Last
+		}
 	}
 	return merged
 }

@@ -33,15 +33,12 @@
 package ruleset
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"rblnft/firewall/nft"
@@ -60,6 +57,8 @@ type Ruleset struct {
 	objects []*object // all but the table: sets, counters, chain
 	chain   *object
 	rules   []rule
+	ours    []foundRule // of the chain's rules
+	foreign bool        // the chain has others
 	allow   [2][]nft.Interval
 	stale   bool // the allow list is not what the kernel's sets hold, as far as is known
 }
@@ -81,8 +80,7 @@ func New(conn *nft.Conn, cfg Config, allow []netip.Prefix) (*Ruleset, error) {
 	for _, name := range counters {
 		r.objects = append(r.objects, counterObject(cfg.Table, name))
 	}
-	hook, priority := cfg.hook()
-	r.chain = chainObject(cfg.Table, cfg.chain(), hook, priority)
+	r.chain = chainObject(cfg.Table, cfg.chain(), cfg.Hook)
 	r.objects = append(r.objects, r.chain)
 	r.SetAllow(allow)
 	var err error
@@ -94,7 +92,7 @@ func New(conn *nft.Conn, cfg Config, allow []netip.Prefix) (*Ruleset, error) {
 
 // SetAllow has the next Ensure put other networks into the allowed sets.
 func (r *Ruleset) SetAllow(networks []netip.Prefix) {
-	r.allow = [2][]nft.Interval{intervals(networks, false), intervals(networks, true)}
+	r.allow = intervals(networks)
 	r.stale = true
 }
 
@@ -132,20 +130,19 @@ const attempts = 5
 func (r *Ruleset) Ensure() (State, error) {
 	var found []string
 	for try := 1; ; try++ {
-		l, err := r.look()
-		if err != nil {
+		if err := r.look(); err != nil {
 			return State{}, err
 		}
 		if !r.cfg.Rules {
-			return r.state(l, nil), r.checkSets(l)
+			return r.state(nil), r.checkSets()
 		}
 		var t nft.Transaction
-		wrong, err := r.compare(l, &t)
+		wrong, err := r.compare(&t)
 		if err != nil {
 			return State{}, err
 		}
 		if t.Len() == 0 {
-			return r.state(l, found), nil
+			return r.state(found), nil
 		}
 		found = append(found, wrong...)
 		if try == attempts {
@@ -162,60 +159,57 @@ func (r *Ruleset) Ensure() (State, error) {
 	}
 }
 
-// A layout is what there is under our names.
-type layout struct {
-	table nft.Attrs
-	there map[*object]nft.Attrs
-	rules []foundRule // of the chain
-}
-
+// A foundRule is a rule of ours that there is.
 type foundRule struct {
 	handle  uint64
 	comment string
-	ours    bool
 }
 
-// look asks the kernel.
-func (r *Ruleset) look() (l layout, err error) {
-	l.there = map[*object]nft.Attrs{}
-	ask := func(kind uint16, flags netlink.HeaderFlags, fields ...nft.Field) (all []nft.Attrs) {
-		if err == nil {
-			if all, err = r.conn.Get(kind, flags, r.cfg.Table, fields...); err != nil {
-				err = fmt.Errorf("look at table %s: %w", r.cfg.Table, err)
-			}
+// look asks the kernel what there is under our names.
+func (r *Ruleset) look() error {
+	for _, o := range append([]*object{r.table, r.sets[0], r.sets[1]}, r.objects...) {
+		o.have = nil
+		if o != r.table && r.table.have == nil {
+			continue
 		}
-		return all
-	}
-	for _, a := range ask(r.table.get, 0, r.table.name...) {
-		l.table = a
-	}
-	if l.table == nil {
-		return l, err
-	}
-	for _, o := range append(r.sets[:2:2], r.objects...) {
-		for _, a := range ask(o.get, 0, o.name...) {
-			l.there[o] = a
+		all, err := r.conn.Get(o.kind+1, 0, r.cfg.Table, o.name...)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", o.what, err)
+		}
+		for _, a := range all {
+			o.have = a
 		}
 	}
-	if l.there[r.chain] != nil {
-		for _, a := range ask(unix.NFT_MSG_GETRULE, netlink.Dump, field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name), field(unix.NFTA_RULE_CHAIN, r.cfg.chain())) {
-			comment := a.Comment(unix.NFTA_RULE_USERDATA, 0)
-			l.rules = append(l.rules, foundRule{a.Number(unix.NFTA_RULE_HANDLE), comment, strings.HasPrefix(comment, mark+" ")})
+	r.ours, r.foreign = nil, false
+	if r.chain == nil || r.chain.have == nil {
+		return nil
+	}
+	all, err := r.conn.Get(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, r.cfg.Table, r.ruleFields()...)
+	for _, a := range all {
+		if comment := a.Comment(unix.NFTA_RULE_USERDATA, 0); strings.HasPrefix(comment, mark+" ") {
+			r.ours = append(r.ours, foundRule{a.Number(unix.NFTA_RULE_HANDLE), comment})
+		} else {
+			r.foreign = true
 		}
 	}
-	return l, err
+	return err
 }
 
-func (r *Ruleset) state(l layout, found []string) State {
+// ruleFields say where our rules are, and what else is said of one.
+func (r *Ruleset) ruleFields(rest ...nft.Field) []nft.Field {
+	return append([]nft.Field{field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name), field(unix.NFTA_RULE_CHAIN, r.cfg.chain())}, rest...)
+}
+
+func (r *Ruleset) state(found []string) State {
 	s := State{Found: found}
 	for i, o := range r.sets[:2] {
-		if a := l.there[o]; a != nil {
-			name, ours := strings.CutPrefix(a.Comment(o.comment, o.udata), setMark)
+		if o.have != nil {
+			name, ours := strings.CutPrefix(o.have.Comment(o.comment, o.udata), setMark)
 			if !ours {
 				name = "foreign"
 			}
-			s.Size[i] = setSize(a)
-			s.Set[i] = fmt.Sprintf("%s.%d.%d", name, l.table.Number(tableHandle), a.Number(setHandle))
+			s.Size[i] = setSize(o.have)
+			s.Set[i] = fmt.Sprintf("%s.%d.%d", name, r.table.have.Number(tableHandle), o.have.Number(setHandle))
 		}
 	}
 	return s
@@ -223,117 +217,88 @@ func (r *Ruleset) state(l layout, found []string) State {
 
 // checkSets checks the administrator's sets of blocked addresses, which may have a
 // size and a timeout of their own.
-func (r *Ruleset) checkSets(l layout) error {
+func (r *Ruleset) checkSets() error {
 	for i, o := range r.sets {
-		a := l.there[o]
-		if a == nil || !r.cfg.Families()[i] {
+		if o.have == nil || !r.cfg.Families()[i] {
 			continue
 		}
-		delete(a, unix.NFTA_SET_DESC)
-		delete(a, unix.NFTA_SET_TIMEOUT)
-		if o.fits(a) != fine {
+		delete(o.have, unix.NFTA_SET_DESC)
+		delete(o.have, unix.NFTA_SET_TIMEOUT)
+		if o.fits(o.have) != fine {
 			return &InTheWay{fmt.Sprintf("%s: want type %s and flags timeout", o.what, []string{"ipv4_addr", "ipv6_addr"}[i])}
 		}
 	}
 	return nil
 }
 
-// compare finds what is wrong with l, and adds to t what puts it right.
-func (r *Ruleset) compare(l layout, t *nft.Transaction) (wrong []string, err error) {
+// compare finds what is wrong, and adds to t what puts it right.
+func (r *Ruleset) compare(t *nft.Transaction) (wrong []string, err error) {
+	owner := r.table.have.Number(tableOwner)
 	switch {
-	case l.table == nil:
+	case r.table.have == nil:
 		wrong = append(wrong, "no "+r.table.what)
-		r.table.make(t, r.cfg.Table, "")
-	case l.table.Number(tableOwner) != 0:
-		return nil, &InTheWay{fmt.Sprintf("%s has an owner (flags owner), netlink port %d: nobody else may change it", r.table.what, l.table.Number(tableOwner))}
-	case r.table.fits(l.table) == fine:
-	case !r.table.isOurs(l.table):
+		r.table.make(t, r.cfg.Table)
+	case owner != 0:
+		return nil, &InTheWay{fmt.Sprintf("%s has an owner (flags owner), netlink port %d: nobody else may change it", r.table.what, owner)}
+	case r.table.fits(r.table.have) == fine:
+	case !r.table.isOurs():
 		return nil, &InTheWay{r.table.what + " is dormant, and not rblnftd's to wake"}
 	default:
 		wrong = append(wrong, r.table.what+" is dormant")
-		r.table.make(t, r.cfg.Table, "")
+		r.table.make(t, r.cfg.Table)
 	}
 	fits := map[*object]fit{}
 	anew := false
 	for _, o := range r.objects {
-		a, exists := l.there[o]
 		switch {
-		case !exists:
+		case o.have == nil:
 			wrong = append(wrong, "no "+o.what)
 			fits[o] = replace
 			continue
-		case !o.isOurs(a):
+		case !o.isOurs():
 			return nil, &InTheWay{o.what + " is there, and not rblnftd's"}
 		}
-		if fits[o] = o.fits(a); fits[o] != fine {
+		if fits[o] = o.fits(o.have); fits[o] != fine {
 			wrong = append(wrong, "another "+o.what)
 			anew = anew || fits[o] == replace
 		}
 	}
 	// Rules let go of what they use before that is made anew.
-	sameRules := r.sameRules(l.rules) && !anew
+	sameRules := !anew && slices.EqualFunc(r.ours, r.rules, func(f foundRule, w rule) bool { return f.comment == w.comment })
 	if !sameRules {
-		if l.there[r.chain] != nil {
+		if r.chain.have != nil {
 			wrong = append(wrong, "other rules in "+r.chain.what)
 		}
-		for _, have := range l.rules {
-			if have.ours {
-				r.delRule(t, have.handle)
-			}
-		}
+		r.deleteRules(t)
 	}
 	for _, o := range r.objects {
 		if fits[o] == fine {
 			continue
 		}
-		if _, exists := l.there[o]; exists && fits[o] == replace {
+		if o.have != nil && fits[o] == replace {
 			o.delete(t, r.cfg.Table)
 		}
-		own := ""
-		if slices.Contains(r.sets, o) {
-			own = randomName()
-		}
-		o.make(t, r.cfg.Table, own)
+		o.make(t, r.cfg.Table)
 	}
 	for i, o := range r.sets[2:] {
 		if r.stale || fits[o] != fine {
 			t.SetIntervals(r.cfg.Table, r.cfg.Allowed[i], r.allow[i])
 		}
 	}
-	if !sameRules {
-		for _, w := range r.rules {
-			t.Message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.cfg.Table,
-				field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name), field(unix.NFTA_RULE_CHAIN, r.cfg.chain()),
-				field(unix.NFTA_RULE_EXPRESSIONS, w.expressions), field(unix.NFTA_RULE_USERDATA, nft.Comment{Text: w.comment}))
+	for _, w := range r.rules {
+		if !sameRules {
+			t.Message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, r.cfg.Table, r.ruleFields(
+				field(unix.NFTA_RULE_EXPRESSIONS, w.expressions), field(unix.NFTA_RULE_USERDATA, nft.Comment{Text: w.comment}))...)
 		}
 	}
 	return wrong, nil
 }
 
-// sameRules reports whether those of rules that are ours are the ones wanted.
-func (r *Ruleset) sameRules(rules []foundRule) bool {
-	i := 0
-	for _, have := range rules {
-		if have.ours {
-			if i == len(r.rules) || have.comment != r.rules[i].comment {
-				return false
-			}
-			i++
-		}
+// deleteRules deletes the rules that are ours.
+func (r *Ruleset) deleteRules(t *nft.Transaction) {
+	for _, f := range r.ours {
+		t.Message(unix.NFT_MSG_DELRULE, 0, r.cfg.Table, r.ruleFields(field(unix.NFTA_RULE_HANDLE, f.handle))...)
 	}
-	return i == len(r.rules)
-}
-
-func (r *Ruleset) delRule(t *nft.Transaction, handle uint64) {
-	t.Message(unix.NFT_MSG_DELRULE, 0, r.cfg.Table, field(unix.NFTA_RULE_TABLE, r.cfg.Table.Name),
-		field(unix.NFTA_RULE_CHAIN, r.cfg.chain()), field(unix.NFTA_RULE_HANDLE, handle))
-}
-
-// randomName names a set that is made, so that it is told from every other one.
-func randomName() string {
-	var b [8]byte
-	rand.Read(b[:]) // which never fails
-	return hex.EncodeToString(b[:])
 }
 
 // Remove takes away what is ours under the names of a configuration: rules, chain,
@@ -345,8 +310,7 @@ func Remove(conn *nft.Conn, cfg Config, keep *Config) error {
 	if err != nil || !cfg.Rules {
 		return err
 	}
-	l, err := r.look()
-	if err != nil || l.table == nil {
+	if err := r.look(); err != nil || r.table.have == nil {
 		return err
 	}
 	kept := map[string]bool{}
@@ -360,15 +324,11 @@ func Remove(conn *nft.Conn, cfg Config, keep *Config) error {
 		}
 	}
 	var t nft.Transaction
-	foreign := false // rules in our chain
-	for _, have := range l.rules {
-		foreign = foreign || !have.ours
-		if have.ours && !kept[r.chain.what] {
-			r.delRule(&t, have.handle)
-		}
+	if !kept[r.chain.what] {
+		r.deleteRules(&t)
 	}
 	for _, o := range r.objects {
-		if a := l.there[o]; a != nil && o.isOurs(a) && !kept[o.what] && !(o == r.chain && foreign) {
+		if o.have != nil && o.isOurs() && !kept[o.what] && !(o == r.chain && r.foreign) {
 			o.delete(&t, cfg.Table)
 		}
 	}
@@ -377,9 +337,9 @@ func Remove(conn *nft.Conn, cfg Config, keep *Config) error {
 		return &InTheWay{fmt.Sprintf("table %s: somebody else's rules use rblnftd's sets or counters", cfg.Table)}
 	}
 	if err == nil {
-		l, err = r.look()
+		err = r.look()
 	}
-	if err == nil && l.table != nil && r.table.isOurs(l.table) && l.table.Number(unix.NFTA_TABLE_USE) == 0 {
+	if err == nil && r.table.have != nil && r.table.isOurs() && r.table.have.Number(unix.NFTA_TABLE_USE) == 0 {
 		var t nft.Transaction
 		r.table.delete(&t, cfg.Table)
 		err = conn.Commit(&t)
