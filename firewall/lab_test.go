@@ -151,7 +151,7 @@ func (b *bench) quiet() {
 	eventually(b.t, "nothing waits", func() bool {
 		idle := false
 		b.Do(b.t.Context(), func() {
-			idle = len(b.in) == 0 && len(b.changes) == 0 && !b.ensure && b.book.Waiting(0)+b.book.Waiting(1)+b.book.Refilling(0)+b.book.Refilling(1) == 0
+			idle = len(b.in) == 0 && len(b.changes) == 0 && b.ensureAt.IsZero() && b.book.Waiting(0)+b.book.Waiting(1)+b.book.Refilling(0)+b.book.Refilling(1) == 0
 		})
 		return idle
 	})

@@ -191,7 +191,7 @@ func TestLostNotifications(t *testing.T) {
 			b.unwatch()
 			script(t, what+"\n")
 			b.changes <- nft.Change{Lost: true}
-			if err := b.watch(); err != nil {
+			if err := b.watch(b.cfg.Ruleset.Table); err != nil {
 				t.Error(err)
 			}
 		})

@@ -56,69 +56,37 @@ func (d *document) flatten(prefix string, tree map[string]any) {
 	}
 }
 
-// findLines notes at which line each key, and each table, is.
+// findLines notes at which line each key, and each table, begins.
 func (d *document) findLines(data []byte) {
 	var p unstable.Parser
 	p.Reset(data)
-	note := func(prefix string, it unstable.Iterator) (key string) {
-		line := 0
-		for it.Next() {
-			if key != "" {
-				key += "."
-			}
-			key += string(it.Node().Data)
-			if line == 0 {
-				line = p.Shape(it.Node().Raw).Start.Line
-			}
-		}
-		key = prefix + key
-		if _, known := d.lines[key]; !known {
-			d.lines[key] = line
-		}
-		return key
-	}
 	table := ""
 	for p.NextExpression() {
 		e := p.Expression()
-		switch e.Kind {
-		case unstable.Table, unstable.ArrayTable:
-			table = note("", e.Key()) + "."
-		case unstable.KeyValue:
-			key := note(table, e.Key())
-			if e.Value().Kind == unstable.InlineTable {
-				for it := e.Value().Children(); it.Next(); {
-					note(key+".", it.Node().Key())
-				}
-			}
+		line, parts := 0, []string(nil)
+		for it := e.Key(); it.Next(); {
+			line, parts = p.Shape(it.Node().Raw).Start.Line, append(parts, string(it.Node().Data))
+		}
+		key := strings.Join(parts, ".")
+		if e.Kind == unstable.KeyValue {
+			key = table + key
+		} else {
+			table = key + "."
+		}
+		if _, known := d.lines[key]; !known {
+			d.lines[key] = line
 		}
 	}
 }
 
-// line returns where key is, or what is nearest to it.
+// line returns where key is, or the table that it is in.
 func (d *document) line(key string) int {
-	for {
+	for ; key != ""; key = key[:max(strings.LastIndexByte(key, '.'), 0)] {
 		if line, ok := d.lines[key]; ok {
 			return line
 		}
-		i := strings.LastIndexByte(key, '.')
-		if i < 0 {
-			return 1
-		}
-		key = key[:i]
 	}
-}
-
-func (d *document) has(key string) bool { _, ok := d.values[key]; return ok }
-
-// set gives each value to its key's setter, and complains about other keys.
-func (d *document) set(keys map[string]setter) {
-	for key, v := range d.values {
-		if set, ok := keys[key]; ok {
-			d.bad(key, set(v))
-		} else {
-			d.bad(key, errors.New("unknown key"))
-		}
-	}
+	return 1
 }
 
 // bad notes what is wrong with a key: an error, or several that are joined, or nil.
