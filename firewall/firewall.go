@@ -46,18 +46,15 @@ type Firewall struct {
 	// When there is something to do.
 	ensureAt time.Time // zero: there is no need
 	ensured  time.Time // last
-	retryAt  time.Time // after a push that failed
 	pauseEnd time.Time
 	sweepAt  time.Time
 	tellAt   time.Time
 
 	by       string                  // who made Ensure necessary
 	unusable error                   // why there is no ruleset
-	refused  error                   // why a push failed
-	backoff  time.Duration           // after the next one that fails
 	tell     func() (book.Key, bool) // the rest of what a new file of the store is to have
 
-	batches  int           // so far
+	batches  int           // that are over
 	lines    *rate.Limiter // of the log
 	unlogged int
 	moreLog  rate.Sometimes
@@ -81,6 +78,9 @@ type set struct {
 	began    time.Time // of the refill
 	batch    int       // what is left of the batch under way
 	size     int       // of a transaction, in elements
+	refused  error     // why the last push failed
+	backoff  time.Duration
+	retryAt  time.Time // after that
 }
 
 // Open makes the kernel have what cfg asks for, with what the store knows, which may
@@ -151,7 +151,7 @@ func (f *Firewall) Run(ctx context.Context, hits <-chan []hit.Hit) error {
 		case <-ctx.Done():
 			return nil
 		}
-		f.doing.Store(&activity{time.Now(), false})
+		f.busy(false)
 		f.hits(burst)
 		f.hint(change)
 		do()
@@ -186,9 +186,7 @@ func (f *Firewall) turn(now time.Time) {
 	if !f.ensureAt.IsZero() && !now.Before(f.ensureAt) {
 		f.ensure(now)
 	}
-	if !now.Before(f.retryAt) {
-		f.push(now)
-	}
+	f.push(now)
 	f.tellStore(now)
 	f.show()
 }
@@ -205,10 +203,10 @@ func (f *Firewall) next(now time.Time) time.Duration {
 	for i, s := range f.sets {
 		switch family := book.Family(i); {
 		case s.id == "":
-		case s.batch > 0 || f.book.Refilling(family) > 0 || f.retryAt.After(f.pauseEnd) && f.book.Waiting(family) > 0:
-			at = append(at, f.retryAt)
+		case s.batch > 0 || f.book.Refilling(family) > 0:
+			at = append(at, s.retryAt)
 		case f.book.Waiting(family) > 0:
-			at = append(at, f.pauseEnd)
+			at = append(at, slices.MaxFunc([]time.Time{s.retryAt, f.pauseEnd}, time.Time.Compare))
 		}
 	}
 	return max(slices.MinFunc(at, time.Time.Compare).Sub(now), 0)
@@ -225,22 +223,32 @@ func (f *Firewall) finished() bool {
 	return f.tell == nil && !f.store.Wanted() || f.store.Failure() != nil
 }
 
-// hits takes a burst.
+// hits takes a burst. A hit that blocks is logged when the kernel has its element.
 func (f *Firewall) hits(burst []hit.Hit) {
 	now := store.Monotonic()
 	for _, h := range burst {
 		decision, seen := f.book.Hit(h, now)
-		f.logDecision(h, decision, seen)
+		if decision == book.Blocked || decision == book.Renewed || decision == book.Kept {
+			continue
+		}
+		if decision == book.Full {
+			f.fullLog.Do(func() {
+				f.log.Warn("a set is full: addresses are left out until others expire", "max_elements", f.cfg.Policy.MaxElements)
+			})
+		}
+		if f.hasLine() {
+			attrs := []any{"addr", h.Addr.String(), "zone", h.Zone, "code", text(h.Code), "decision", string(decision)}
+			if decision == book.Counted {
+				attrs = append(attrs, "hits", seen)
+			}
+			f.log.Info("not blocked", attrs...)
+		}
 	}
 }
 
-// ask has the kernel do something in the loop's name. How long that takes is not
-// ours to say: another program's transaction may be under way.
-func (f *Firewall) ask(do func() error) error {
-	f.doing.Store(&activity{time.Now(), true})
-	defer func() { f.doing.Store(&activity{time.Now(), false}) }()
-	return do()
-}
+// busy says that the loop begins something, or to wait for the kernel. How long that
+// takes is not ours to say: another program's transaction may be under way.
+func (f *Firewall) busy(kernel bool) { f.doing.Store(&activity{time.Now(), kernel}) }
 
 // Do has do done in the loop, between two other things, and waits for it. It returns
 // false where ctx is done before the loop takes it: one that has ended never does.
@@ -267,7 +275,9 @@ func (f *Firewall) reload(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	state, err := f.look(rules)
+	f.busy(true)
+	state, err := rules.Ensure()
+	f.busy(false)
 	if err == nil && cfg.Ruleset.Table != f.cfg.Ruleset.Table {
 		err = f.watch(cfg.Ruleset.Table)
 	}

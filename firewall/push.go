@@ -30,26 +30,18 @@ const (
 )
 
 // push pushes a transaction for each set that has something to be told: what is left
-// of the batch under way or, if the pause is over, of a new one; else a part of a
-// refill.
+// of its batch or, if the pause is over, of a new one; else a part of a refill.
 func (f *Firewall) push(now time.Time) {
-	batch := f.sets[0].batch + f.sets[1].batch
-	if batch == 0 && !now.Before(f.pauseEnd) {
-		for i := range f.sets {
-			if s := &f.sets[i]; s.id != "" {
-				s.batch = f.book.Waiting(book.Family(i))
-				batch += s.batch
-			}
-		}
-		if batch > 0 {
-			f.batches++
-		}
-	}
+	batch := false
 	for i := range f.sets {
 		s, family := &f.sets[i], book.Family(i)
-		if s.id == "" {
+		if s.id == "" || now.Before(s.retryAt) {
 			continue
 		}
+		if s.batch == 0 && !now.Before(f.pauseEnd) {
+			s.batch = f.book.Waiting(family)
+		}
+		batch = batch || s.batch > 0
 		if s.batch > 0 || f.book.Refilling(family) > 0 {
 			f.pushSet(s, family, now)
 		}
@@ -59,8 +51,9 @@ func (f *Firewall) push(now time.Time) {
 			f.store.Value(setValue[i], s.id)
 		}
 	}
-	if batch > 0 && f.sets[0].batch+f.sets[1].batch == 0 {
+	if batch && f.sets[0].batch+f.sets[1].batch == 0 {
 		f.pauseEnd = time.Now().Add(f.pause())
+		f.batches++
 	}
 }
 
@@ -92,22 +85,23 @@ func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) {
 		}
 	}
 	table, name := f.cfg.Ruleset.Table, f.cfg.Ruleset.Blocked[family]
-	err := f.ask(func() error {
-		if refill {
-			if err := f.conn.Add(table, name, put); !errors.Is(err, unix.EEXIST) {
-				return err
-			}
-		}
-		return f.conn.Apply(table, name, put, del)
-	})
+	var err error
+	f.busy(true)
+	if refill {
+		err = f.conn.Add(table, name, put)
+	}
+	if !refill || errors.Is(err, unix.EEXIST) {
+		err = f.conn.Apply(table, name, put, del)
+	}
+	f.busy(false)
 	if err != nil {
 		f.refusal(s, family, err, len(pending), now)
 		return
 	}
-	if f.refused != nil {
+	if s.refused != nil {
 		f.log.Info("blocks can be committed again", "set", name)
 	}
-	f.refused, f.backoff = nil, 0
+	s.refused, s.backoff = nil, 0
 	s.size = min(2*s.size, perTransaction)
 	if refill {
 		f.book.DoneBulk(family, len(pending))
@@ -118,17 +112,12 @@ func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) {
 		return
 	}
 	for _, p := range pending {
-		r, blocked, had := f.book.Wants(p.Key, at)
-		switch {
-		case blocked && p.Restored():
-		case blocked && had:
-			f.logBlocked(p, r, book.Renewed, r.Expires.Sub(at))
-		case blocked:
-			f.logBlocked(p, r, book.Blocked, r.Expires.Sub(at))
-		case had && f.hasLine():
-			f.log.Info("unblocked", "addr", p.Key.Prefix())
+		f.logPushed(p, at)
+		if r, ok := f.book.Get(p.Key); ok {
+			f.store.Put(r)
+		} else {
+			f.store.Drop(p.Key)
 		}
-		f.persist(p.Key)
 	}
 	s.batch -= len(pending)
 	f.book.Done(family, len(pending), at)
@@ -146,14 +135,13 @@ func (f *Firewall) refusal(s *set, family book.Family, err error, n int, now tim
 		f.book.QueueBulk(family)
 	case full:
 		f.book.Postpone(family)
-		s.batch--
 	}
-	if f.refused == nil {
+	if s.refused == nil {
 		f.log.Error("blocks cannot be committed; they wait, and are tried again",
 			"set", f.cfg.Ruleset.Blocked[family], "waiting", f.book.Waiting(family), "error", err)
 	}
-	f.refused = err
 	f.ensureSoon()
-	f.backoff = min(max(2*f.backoff, shortestBackoff), longestBackoff)
-	f.retryAt = now.Add(f.backoff)
+	s.batch, s.refused = 0, err
+	s.backoff = min(max(2*s.backoff, shortestBackoff), longestBackoff)
+	s.retryAt = now.Add(s.backoff)
 }

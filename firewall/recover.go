@@ -95,11 +95,9 @@ func (f *Firewall) hint(c nft.Change) {
 
 // forget forgets those blocks of which the set has no element any more.
 func (f *Firewall) forget(set string, keys []netip.Addr, by string) {
-	var found []bool
-	err := f.ask(func() (err error) {
-		found, err = f.conn.Ask(f.cfg.Ruleset.Table, set, keys)
-		return err
-	})
+	f.busy(true)
+	found, err := f.conn.Ask(f.cfg.Ruleset.Table, set, keys)
+	f.busy(false)
 	if err != nil {
 		f.ensureSoon() // the set may be gone
 		return
@@ -121,18 +119,11 @@ func (f *Firewall) forget(set string, keys []netip.Addr, by string) {
 	}
 }
 
-// look has rules put right where they are not, in the loop's name.
-func (f *Firewall) look(rules *ruleset.Ruleset) (state ruleset.State, err error) {
-	err = f.ask(func() (err error) {
-		state, err = rules.Ensure()
-		return err
-	})
-	return state, err
-}
-
 // ensure puts the ruleset right.
 func (f *Firewall) ensure(now time.Time) {
-	state, err := f.look(f.rules)
+	f.busy(true)
+	state, err := f.rules.Ensure()
+	f.busy(false)
 	f.ensured = now
 	if err != nil {
 		if f.unusable == nil || f.unusable.Error() != err.Error() {

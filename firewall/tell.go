@@ -3,13 +3,13 @@
 package firewall
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
 	"time"
 
 	"rblnft/firewall/book"
-	"rblnft/firewall/hit"
 	"rblnft/firewall/store"
 )
 
@@ -23,37 +23,26 @@ const (
 	fullInterval = 10 * time.Minute
 )
 
-// logDecision logs a hit that does not block its address. One that does is logged
-// when the kernel has the element.
-func (f *Firewall) logDecision(h hit.Hit, d book.Decision, seen int) {
-	switch d {
-	case book.Blocked, book.Renewed, book.Kept:
-		return
-	case book.Full:
-		f.fullLog.Do(func() {
-			f.log.Warn("a set is full: addresses are left out until others expire", "max_elements", f.cfg.Policy.MaxElements)
-		})
-	}
-	if !f.hasLine() {
+// logPushed says what the kernel does from now on: it drops a client's connections,
+// or drops them no more.
+func (f *Firewall) logPushed(p book.Pending, now book.Time) {
+	r, blocked, had := f.book.Wants(p.Key, now)
+	if blocked && p.Restored() || !blocked && !had || !f.hasLine() {
 		return
 	}
-	attrs := []any{"addr", h.Addr.String(), "zone", h.Zone, "code", text(h.Code), "decision", string(d)}
-	if d == book.Counted {
-		attrs = append(attrs, "hits", seen)
-	}
-	f.log.Info("not blocked", attrs...)
-}
-
-// logBlocked says that the kernel drops a client's connections from now on.
-func (f *Firewall) logBlocked(p book.Pending, r book.Record, decision book.Decision, left time.Duration) {
-	if !f.hasLine() {
+	if !blocked {
+		f.log.Info("unblocked", "addr", p.Key.Prefix())
 		return
 	}
-	cfg := &f.cfg.Ruleset
-	element := cfg.Table.String() + " " + cfg.Blocked[p.Key.Family] + " { " + p.Key.Addr().String() + " }" // for "nft delete element"
+	decision := book.Blocked
+	if had {
+		decision = book.Renewed
+	}
+	set, left := f.cfg.Ruleset.Blocked[p.Key.Family], r.Expires.Sub(now)
 	f.log.Info("blocked", "addr", p.Client().String(), "zone", r.Zone, "code", text(p.Code()), "decision", string(decision),
-		"prefix", r.Key.Prefix().String(), "timeout", left.Round(time.Second), "expires", time.Now().Add(left).UTC().Format("2006-01-02T15:04:05.000Z"),
-		"returns", r.Returns, "batch", f.batches, "element", element)
+		"prefix", r.Key.Prefix().String(), "timeout", left.Round(time.Second),
+		"expires", time.Now().Add(left).UTC().Format("2006-01-02T15:04:05.000Z"), "returns", r.Returns, "batch", f.batches+1,
+		"element", fmt.Sprintf("%s %s { %s }", f.cfg.Ruleset.Table, set, p.Key.Addr())) // as "nft delete element" takes it
 }
 
 // hasLine reports whether another hit may have a line in the log.
@@ -80,15 +69,6 @@ func text(code netip.Addr) string {
 
 // setValue are the names of the store's values that say which sets are filled.
 var setValue = [2]string{"set4", "set6"}
-
-// persist tells the store what is known of an address.
-func (f *Firewall) persist(k book.Key) {
-	if r, ok := f.book.Get(k); ok {
-		f.store.Put(r)
-	} else {
-		f.store.Drop(k)
-	}
-}
 
 // tellStore tells the store a part of everything that it is to have in a new file.
 // While the disk is behind it waits.
@@ -121,9 +101,9 @@ func (f *Firewall) tellStore(now time.Time) {
 
 // A Status is how the loop is doing.
 type Status struct {
-	Blocked, Remembered int
+	Blocked, Remembered int    // addresses
 	Waiting             int    // changes that the kernel has not been told of
-	Problem             string // what is wrong now, or ""
+	Problem             string // what is wrong now, the worst of it, or ""
 }
 
 // Status returns the last one, which is of the end of a turn.
@@ -131,32 +111,27 @@ func (f *Firewall) Status() Status { return *f.status.Load() }
 
 // show makes the status.
 func (f *Firewall) show() {
-	s := &Status{Problem: f.problem()}
+	var s Status
 	s.Blocked, s.Remembered = f.book.Len()
-	for i := range f.sets {
+	var unusable, refused, missing, full, stored string
+	if f.unusable != nil {
+		unusable = fmt.Sprintf("the table cannot be put right: %v", f.unusable)
+	}
+	for i, set := range f.sets {
 		s.Waiting += f.book.Waiting(book.Family(i)) + f.book.Refilling(book.Family(i))
-	}
-	f.status.Store(s)
-}
-
-// problem is what is wrong, the worst first.
-func (f *Firewall) problem() string {
-	switch {
-	case f.unusable != nil:
-		return fmt.Sprintf("the table cannot be put right: %v", f.unusable)
-	case f.refused != nil:
-		return fmt.Sprintf("not committed: %v", f.refused)
-	}
-	for i, s := range f.sets {
-		if s.id == "" && f.cfg.Ruleset.Families()[i] {
-			return fmt.Sprintf("there is no set %s in table %s", f.cfg.Ruleset.Blocked[i], f.cfg.Ruleset.Table)
+		if set.refused != nil {
+			refused = fmt.Sprintf("not committed: %v", set.refused)
+		}
+		if set.id == "" && f.cfg.Ruleset.Families()[i] && missing == "" {
+			missing = fmt.Sprintf("there is no set %s in table %s", f.cfg.Ruleset.Blocked[i], f.cfg.Ruleset.Table)
 		}
 	}
 	if f.book.Full() {
-		return "max_elements is reached, and others are not blocked"
+		full = "max_elements is reached, and others are not blocked"
 	}
 	if err := f.store.Failure(); err != nil {
-		return fmt.Sprintf("not persisted: %v", err)
+		stored = fmt.Sprintf("not persisted: %v", err)
 	}
-	return ""
+	s.Problem = cmp.Or(unusable, refused, missing, full, stored)
+	f.status.Store(&s)
 }

@@ -32,25 +32,15 @@ type config struct {
 
 // never are the networks that no DNSBL can speak for, and that are never blocked:
 // loopback, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local ones.
-var never = networks("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
-	"::1/128", "fe80::/10", "fc00::/7")
+// The machine's own addresses are added to them.
+const never = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 169.254.0.0/16 ::1/128 fe80::/10 fc00::/7"
 
-func networks(all ...string) (networks []netip.Prefix) {
-	for _, s := range all {
-		networks = append(networks, netip.MustParsePrefix(s))
-	}
-	return networks
-}
-
-// own are the machine's own addresses, which are never blocked either.
-func own() (networks []netip.Prefix) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
+// own are the machine's own addresses, but for those in known networks.
+func own(known []netip.Prefix) (networks []netip.Prefix) {
+	addrs, _ := net.InterfaceAddrs() // none, where it fails
 	for _, a := range addrs {
 		p, err := netip.ParsePrefix(a.String())
-		if err == nil && !slices.ContainsFunc(never, p.Overlaps) {
+		if err == nil && !slices.ContainsFunc(known, func(n netip.Prefix) bool { return n.Contains(p.Addr()) }) {
 			networks = append(networks, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
 		}
 	}
@@ -66,7 +56,7 @@ func load(path string, must bool) (config, error) {
 		return config{}, err
 	}
 	c, err := parse(path, data)
-	c.Policy.Allow = append(c.Policy.Allow, own()...)
+	c.Policy.Allow = append(c.Policy.Allow, own(c.Policy.Allow)...)
 	return c, err
 }
 
@@ -75,7 +65,10 @@ func parse(file string, data []byte) (config, error) {
 	c := config{Config: firewall.Config{Ruleset: ruleset.Default(), Batch: 250 * time.Millisecond}, socketGroup: -1}
 	p, t := &c.Policy, &c.Ruleset
 	const year = 365 * 24 * time.Hour
-	*p = book.Policy{Hits: 1, Window: 10 * time.Minute, Expiry: time.Hour, Escalate: 2, MaxElements: 1_000_000, Allow: slices.Clone(never)}
+	*p = book.Policy{Hits: 1, Window: 10 * time.Minute, Expiry: time.Hour, Escalate: 2, MaxElements: 1_000_000}
+	for _, s := range strings.Fields(never) {
+		p.Allow = append(p.Allow, netip.MustParsePrefix(s))
+	}
 	if gid, err := findGroup("nofiles"); err == nil {
 		c.socketGroup = gid
 	}
@@ -96,9 +89,10 @@ func parse(file string, data []byte) (config, error) {
 	var ports []uint16
 	if list(d, "ports", "an array of port numbers, 1 to 65535", &ports, parsePort) {
 		slices.Sort(ports)
-		if t.Ports = slices.Compact(ports); len(ports) == 0 {
-			d.bad("ports", errors.New("empty, want at least one port"))
-		}
+		t.Ports = slices.Compact(ports)
+	}
+	if len(t.Ports) == 0 {
+		d.bad("ports", errors.New("empty, want at least one port"))
 	}
 	value(d, "socket_group", "the name or the number of a group", &c.socketGroup, func(v any) (int, error) {
 		switch v.(type) {

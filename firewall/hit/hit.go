@@ -48,9 +48,8 @@ const DefaultSocket = "/run/rblnft/hits.sock"
 // socket than [DefaultSocket]; set and empty, nothing is reported.
 const SocketEnv = "RBLNFT_SOCKET"
 
-// MaxLen is the length in bytes of the longest line that [Parse] accepts, its
-// line feed included. It leaves room for the longest address, zone and text
-// that a filter sends.
+// MaxLen is the length in bytes of the longest line that [Parse] accepts, its line
+// feed included: room for the longest address, zone and text that a filter sends.
 const MaxLen = 1024
 
 const version = "rblnft/1"
@@ -68,19 +67,11 @@ type Hit struct {
 
 // Append appends the hit's line, with its line feed, to b.
 func (h Hit) Append(b []byte) []byte {
-	b = append(b, version+" addr="...)
-	b = h.Addr.AppendTo(b)
-	b = append(b, " zone="...)
-	b = append(b, h.Zone...)
-	b = append(b, " code="...)
+	code := "-"
 	if h.Code.IsValid() {
-		b = h.Code.AppendTo(b)
-	} else {
-		b = append(b, '-')
+		code = h.Code.String()
 	}
-	b = append(b, " answer="...)
-	b = append(b, h.Answer...)
-	return append(b, '\n')
+	return append(b, version+" addr="+h.Addr.String()+" zone="+h.Zone+" code="+code+" answer="+h.Answer+"\n"...)
 }
 
 // Parse reads a datagram. It accepts exactly what the package comment
@@ -88,88 +79,72 @@ func (h Hit) Append(b []byte) []byte {
 // quote what stands there so that they can be logged as they are.
 func Parse(b []byte) (Hit, error) {
 	if len(b) > MaxLen {
-		return Hit{}, bad("length", strconv.Itoa(len(b))+" bytes, at most "+strconv.Itoa(MaxLen)+" are allowed")
+		return Hit{}, syntaxError("length: " + strconv.Itoa(len(b)) + " bytes, at most " + strconv.Itoa(MaxLen) + " are allowed")
 	}
 	line := strings.TrimSuffix(string(b), "\n")
 	for i := range len(line) {
 		if c := line[i]; c < 32 || c > 126 {
-			return Hit{}, bad("byte "+strconv.Itoa(i), strconv.Quote(line[i:i+1])+" is not printable ASCII")
+			return Hit{}, syntaxError("byte " + strconv.Itoa(i) + ": " + strconv.Quote(line[i:i+1]) + " is not printable ASCII")
 		}
 	}
 	rest, ok := strings.CutPrefix(line, version+" ")
 	if !ok {
 		word, _, _ := strings.Cut(line, " ")
-		return Hit{}, bad("version", quote(word)+", want "+strconv.Quote(version))
+		return Hit{}, syntaxError("version: " + quote(word) + ", want " + strconv.Quote(version))
 	}
 	var field [3]string
 	for i, name := range [...]string{"addr", "zone", "code"} {
 		value, more, _ := strings.Cut(rest, " ")
 		if field[i], ok = strings.CutPrefix(value, name+"="); !ok {
-			return Hit{}, bad(name, "missing, found "+quote(value))
+			return Hit{}, syntaxError(name + ": missing, found " + quote(value))
 		}
 		rest = more
 	}
-	var h Hit
-	var err error
-	if h.Addr, err = netip.ParseAddr(field[0]); err != nil || h.Addr.Zone() != "" {
-		return Hit{}, bad("addr", quote(field[0])+" is no IP address")
+	addr, err := netip.ParseAddr(field[0])
+	if err != nil || addr.Zone() != "" {
+		return Hit{}, syntaxError("addr: " + quote(field[0]) + " is no IP address")
 	}
-	h.Addr = h.Addr.Unmap()
-	if h.Zone = field[1]; !validZone(h.Zone) {
-		return Hit{}, bad("zone", quote(h.Zone)+" is no domain name")
+	h := Hit{Addr: addr.Unmap(), Zone: field[1]}
+	if !validZone(h.Zone) {
+		return Hit{}, syntaxError("zone: " + quote(h.Zone) + " is no domain name")
 	}
 	if field[2] != "-" {
 		h.Code, err = netip.ParseAddr(field[2])
 		if err != nil || !h.Code.Is4() || !h.Code.IsLoopback() {
-			return Hit{}, bad("code", quote(field[2])+" is neither - nor in 127.0.0.0/8")
+			return Hit{}, syntaxError("code: " + quote(field[2]) + " is neither - nor in 127.0.0.0/8")
 		}
 	}
 	if h.Answer, ok = strings.CutPrefix(rest, "answer="); !ok {
-		return Hit{}, bad("answer", "missing, found "+quote(rest))
+		return Hit{}, syntaxError("answer: missing, found " + quote(rest))
 	}
 	if !strings.HasPrefix(h.Answer, "451 ") && !strings.HasPrefix(h.Answer, "553 ") {
-		return Hit{}, bad("answer", quote(h.Answer)+" starts with neither 451 nor 553")
+		return Hit{}, syntaxError("answer: " + quote(h.Answer) + " starts with neither 451 nor 553")
 	}
 	return h, nil
 }
 
 // validZone reports whether s is a domain name as the package comment has it.
 func validZone(s string) bool {
-	if len(s) == 0 || len(s) > 253 {
-		return false
-	}
-	label := 0
-	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '.':
-			if label == 0 {
-				return false
-			}
-			label = 0
-			continue
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
-		default:
-			return false
-		}
-		if label++; label > 63 {
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.Trim(label, letters) != "" {
 			return false
 		}
 	}
-	return label > 0
+	return len(s) <= 253
 }
 
-func bad(field, what string) error { return &syntaxError{field + ": " + what} }
+const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 
 // quote quotes the beginning of s, enough to recognise it by.
 func quote(s string) string {
-	const enough = 60
-	if len(s) > enough {
-		return strconv.Quote(s[:enough]) + "..."
+	if len(s) > 60 {
+		return strconv.Quote(s[:60]) + "..."
 	}
 	return strconv.Quote(s)
 }
 
-type syntaxError struct{ what string }
+// A syntaxError says which field is wrong, and how.
+type syntaxError string
 
-func (e *syntaxError) Error() string { return ErrSyntax.Error() + ": " + e.what }
-func (e *syntaxError) Unwrap() error { return ErrSyntax }
+func (e syntaxError) Error() string { return ErrSyntax.Error() + ": " + string(e) }
+func (e syntaxError) Unwrap() error { return ErrSyntax }
