@@ -98,7 +98,9 @@ func Open(cfg Config, s *store.Store, log *slog.Logger) (*Firewall, error) {
 	}
 	f := &Firewall{log: log, conn: conn, book: book.New(cfg.policy()), store: s,
 		changes: make(chan nft.Change, 64), commands: make(chan func()), unwatch: func() {},
-		lines: rate.NewLimiter(linesPerSecond, linesAtOnce), moreLog: rate.Sometimes{Interval: moreInterval}, fullLog: rate.Sometimes{Interval: fullInterval},
+		lines:   rate.NewLimiter(linesPerSecond, linesAtOnce),
+		moreLog: rate.Sometimes{Interval: moreInterval},
+		fullLog: rate.Sometimes{Interval: fullInterval},
 	}
 	now := store.Monotonic()
 	loaded := s.Load(func(r book.Record) { f.book.Load(r, now) }, f.book.Unload)

@@ -567,6 +567,24 @@ func TestOneSetRefuses(t *testing.T) {
 	b.has("192.0.2.1", "2001:db8::")
 }
 
+// A push that was refused, for the set being gone, is no batch to pause after.
+func TestNoPauseAfterARefusal(t *testing.T) {
+	cfg := testConfig()
+	cfg.Batch = 10 * time.Second
+	b := fresh(t, cfg)
+	b.quiet()
+	began := time.Now()
+	b.Do(t.Context(), func() {
+		nftRun(t, "flush", "ruleset")
+		b.book.Hit(hitOf("192.0.2.1"), store.Monotonic())
+	})
+	b.says("blocks cannot be committed")
+	b.has("192.0.2.1")
+	if took := time.Since(began); took > cfg.Batch/2 {
+		t.Errorf("it took %s", took)
+	}
+}
+
 // While the disk is behind the loop waits for it, and does not spin.
 func TestDiskIsBehind(t *testing.T) {
 	s, err := store.Open(t.TempDir(), store.Now, slog.New(slog.DiscardHandler))

@@ -32,7 +32,7 @@ const (
 // push pushes a transaction for each set that has something to be told: what is left
 // of its batch or, if the pause is over, of a new one; else a part of a refill.
 func (f *Firewall) push(now time.Time) {
-	batch := false
+	pushed := false
 	for i := range f.sets {
 		s, family := &f.sets[i], book.Family(i)
 		if s.id == "" || now.Before(s.retryAt) {
@@ -41,8 +41,9 @@ func (f *Firewall) push(now time.Time) {
 		if s.batch == 0 && !now.Before(f.pauseEnd) {
 			s.batch = f.book.Waiting(family)
 		}
-		batch = batch || s.batch > 0
-		if s.batch > 0 || f.book.Refilling(family) > 0 {
+		if s.batch > 0 {
+			pushed = f.pushSet(s, family, now) || pushed
+		} else if f.book.Refilling(family) > 0 {
 			f.pushSet(s, family, now)
 		}
 		// What a refill left to the queue has to be told too.
@@ -51,7 +52,7 @@ func (f *Firewall) push(now time.Time) {
 			f.store.Value(setValue[i], s.id)
 		}
 	}
-	if batch && f.sets[0].batch+f.sets[1].batch == 0 {
+	if pushed && f.sets[0].batch+f.sets[1].batch == 0 {
 		f.pauseEnd = time.Now().Add(f.pause())
 		f.batches++
 	}
@@ -63,8 +64,9 @@ func (f *Firewall) pause() time.Duration {
 	return max(f.cfg.Batch, min(listing*time.Duration(blocked), longestPause))
 }
 
-// pushSet tells the kernel of the first of what waits, or of a refill.
-func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) {
+// pushSet tells the kernel of the first of what waits, or of a refill. It reports
+// whether that was taken.
+func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) bool {
 	at := store.Monotonic()
 	refill := s.batch == 0
 	var pending []book.Pending
@@ -96,7 +98,7 @@ func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) {
 	f.busy(false)
 	if err != nil {
 		f.refusal(s, family, err, len(pending), now)
-		return
+		return false
 	}
 	if s.refused != nil {
 		f.log.Info("blocks can be committed again", "set", name)
@@ -109,7 +111,7 @@ func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) {
 		if f.book.Refilling(family) == 0 && s.restored > 0 {
 			f.log.Info("elements restored", "set", name, "restored", s.restored, "took", time.Since(s.began).Round(time.Millisecond))
 		}
-		return
+		return true
 	}
 	for _, p := range pending {
 		f.logPushed(p, at)
@@ -121,6 +123,7 @@ func (f *Firewall) pushSet(s *set, family book.Family, now time.Time) {
 	}
 	s.batch -= len(pending)
 	f.book.Done(family, len(pending), at)
+	return true
 }
 
 // refusal deals with a transaction of n elements that was not done: half as many may

@@ -160,7 +160,7 @@ func (f *Firewall) take(state ruleset.State) {
 			continue
 		}
 		if s.id != s.filled && s.id != known {
-			s.filled, s.restored, s.began = "", 0, time.Now()
+			s.filled, s.restored, s.began, s.retryAt = "", 0, time.Now(), time.Time{}
 			f.book.Refill(family, store.Monotonic())
 		}
 	}

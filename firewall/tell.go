@@ -119,7 +119,7 @@ func (f *Firewall) show() {
 	}
 	for i, set := range f.sets {
 		s.Waiting += f.book.Waiting(book.Family(i)) + f.book.Refilling(book.Family(i))
-		if set.refused != nil {
+		if set.refused != nil && set.id != "" {
 			refused = fmt.Sprintf("not committed: %v", set.refused)
 		}
 		if set.id == "" && f.cfg.Ruleset.Families()[i] && missing == "" {

@@ -119,7 +119,8 @@ func (d *daemon) run() error {
 	case <-time.After(finish): // a disk that hangs
 	}
 	s := d.firewall.Status()
-	d.log.Info("ended; the table stays", "blocked", s.Blocked, "remembered", s.Remembered, "waiting", s.Waiting, "received", d.receiver.Received())
+	d.log.Info("ended; the table stays", "blocked", s.Blocked, "remembered", s.Remembered,
+		"waiting", s.Waiting, "received", d.receiver.Received())
 	return err
 }
 
