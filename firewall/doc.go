@@ -22,8 +22,9 @@
 //	hit                              the book decides; dirty; pushed at once, or when the batch's pause is over
 //	hit that blocks nobody           counted, and logged
 //	batch pushed                     the next one waits for Batch, or as long as nft takes to list the sets, 3 s at most
-//	push refused                     the keys stay dirty; Ensure; tried again, after a while that doubles up to 10 s
+//	push refused                     the keys stay dirty; Ensure; that set again after a while that doubles up to 10 s
 //	  for its size                   half as many
+//	  there is no room               half as many; one alone waits behind all others
 //	allow list changed               what it covers is taken back: dirty; allowed sets written anew
 //	element deleted by others        Ask; not there: forgotten
 //	element added by others          not ours
@@ -35,5 +36,6 @@
 //	start, the set is the one told   nothing
 //	start, any other set             refilled
 //	reload                           as a start with another configuration; what has other names now is removed
-//	end                              what was received is pushed
+//	the store wants a new file       told of all records, 500 in a turn; it waits for a disk that is behind
+//	end                              what was received is pushed, and the store told what it wants
 package firewall

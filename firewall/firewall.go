@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"rblnft/firewall/book"
 	"rblnft/firewall/hit"
@@ -28,15 +29,6 @@ type Config struct {
 	Batch time.Duration
 }
 
-func (c *Config) policy() book.Policy {
-	p := c.Policy
-	p.Families, p.Whole = c.Ruleset.Families(), !c.Ruleset.Rules
-	return p
-}
-
-// OldestKernel is the oldest kernel that is supported: what all tests run on.
-const OldestKernel = "6.1"
-
 // A Firewall is the loop and what it owns.
 type Firewall struct {
 	cfg      Config
@@ -45,41 +37,50 @@ type Firewall struct {
 	rules    *ruleset.Ruleset
 	book     *book.Book
 	store    *store.Store
+	names    string // which it has: of what is ours in the kernel
 	sets     [2]set
 	changes  chan nft.Change // from the watch
 	commands chan func()
 	unwatch  func()
-	told     hitLog
 
 	// When there is something to do.
-	ensure     bool // soon
-	ensureAt   time.Time
-	ensured    time.Time // last
-	by         string    // who made it necessary
-	retryAt    time.Time
-	pauseEnd   time.Time
-	sweepAt    time.Time
-	tell       func() (book.Key, bool) // the rest of what a new file of the store is to have
-	stopTell   func()
-	failures   int
-	unusable   error // why there is no ruleset
-	refused    error // why a push failed
-	fullLogged time.Time
+	ensureAt time.Time // zero: there is no need
+	ensured  time.Time // last
+	pauseEnd time.Time
+	sweepAt  time.Time
+	tellAt   time.Time
+
+	by       string                  // who made Ensure necessary
+	unusable error                   // why there is no ruleset
+	tell     func() (book.Key, bool) // the rest of what a new file of the store is to have
+
+	batches  int           // that are over
+	lines    *rate.Limiter // of the log
+	unlogged int
+	moreLog  rate.Sometimes
+	fullLog  rate.Sometimes
 
 	status atomic.Pointer[Status]
-	busy   atomic.Int64 // since when the loop is, in Unix nanoseconds; 0: waiting
-	kernel atomic.Int64 // since when the kernel is, in the loop's name
+	doing  atomic.Pointer[activity] // nil: waiting
+}
+
+// An activity is what keeps the loop busy.
+type activity struct {
+	since  time.Time
+	kernel bool // it waits for the kernel
 }
 
 // A set is one of the two sets of blocked addresses.
 type set struct {
-	name     string
-	id       string // which one is there; "": none
+	id       string // which one is there; "": none that is ours to fill
 	filled   string // the one that has all blocks, as far as we know
 	restored int
 	began    time.Time // of the refill
 	batch    int       // what is left of the batch under way
 	size     int       // of a transaction, in elements
+	refused  error     // why the last push failed
+	backoff  time.Duration
+	retryAt  time.Time // after that
 }
 
 // Open makes the kernel have what cfg asks for, with what the store knows, which may
@@ -88,36 +89,32 @@ func Open(cfg Config, s *store.Store, log *slog.Logger) (*Firewall, error) {
 	if err := checkKernel(); err != nil {
 		return nil, err
 	}
-	f := &Firewall{cfg: cfg, log: log, store: s, changes: make(chan nft.Change, 64), commands: make(chan func()), unwatch: func() {}}
-	f.told = newHitLog(log)
-	var err error
-	if f.conn, err = nft.Dial(); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			err = fmt.Errorf("%w: CAP_NET_ADMIN is needed", err)
-		}
-		return nil, err
-	}
-	f.book = book.New(cfg.policy())
-	now := store.Monotonic()
-	loaded := s.Load(func(r book.Record) { f.book.Load(r, now) }, f.book.Unload)
-	if f.rules, err = ruleset.New(f.conn, cfg.Ruleset, cfg.Policy.Allow); err == nil {
-		err = f.watch()
-	}
-	var state ruleset.State
-	if err == nil {
-		state, err = f.rules.Ensure()
+	conn, err := nft.Dial()
+	if errors.Is(err, unix.EPERM) {
+		err = fmt.Errorf("%w: CAP_NET_ADMIN is needed", err)
 	}
 	if err != nil {
+		return nil, err
+	}
+	f := &Firewall{log: log, conn: conn, book: book.New(cfg.policy()), store: s,
+		changes: make(chan nft.Change, 64), commands: make(chan func()), unwatch: func() {},
+		lines:   rate.NewLimiter(linesPerSecond, linesAtOnce),
+		moreLog: rate.Sometimes{Interval: moreInterval},
+		fullLog: rate.Sometimes{Interval: fullInterval},
+	}
+	now := store.Monotonic()
+	loaded := s.Load(func(r book.Record) { f.book.Load(r, now) }, f.book.Unload)
+	f.names = loaded.Values["names"]
+	for i := range f.sets {
+		f.sets[i].size = perTransaction
+		if loaded.SameBoot {
+			f.sets[i].filled = loaded.Values[setValue[i]]
+		}
+	}
+	if err := f.reload(cfg); err != nil {
 		f.Close()
 		return nil, err
 	}
-	for i := range f.sets {
-		if loaded.SameBoot {
-			f.sets[i].filled = loaded.Values[setValue(i)]
-		}
-	}
-	f.removeOld(loaded.Values["names"])
-	f.take(state)
 	f.book.Sweep(now)
 	blocked, remembered := f.book.Len()
 	log.Info("table ready", "table", cfg.Ruleset.Table, "blocked", blocked, "remembered", remembered,
@@ -126,7 +123,11 @@ func Open(cfg Config, s *store.Store, log *slog.Logger) (*Firewall, error) {
 	return f, nil
 }
 
-func setValue(family int) string { return [2]string{"set4", "set6"}[family] }
+func (c *Config) policy() book.Policy {
+	p := c.Policy
+	p.Families, p.Whole = c.Ruleset.Families(), !c.Ruleset.Rules
+	return p
+}
 
 // Close closes what Open opened. Nothing of the kernel's changes.
 func (f *Firewall) Close() {
@@ -134,54 +135,49 @@ func (f *Firewall) Close() {
 	f.conn.Close()
 }
 
-// removeOld removes what is ours under names that the configuration does not have
-// any more.
-func (f *Firewall) removeOld(names string) {
-	if names != f.cfg.Ruleset.Names() {
-		if old, ok := ruleset.ParseNames(names); ok {
-			if err := ruleset.Remove(f.conn, old, &f.cfg.Ruleset); err != nil {
-				f.log.Error("what the old configuration made is not removed", "table", old.Table, "error", err)
-			}
-		}
-		f.store.Value("names", f.cfg.Ruleset.Names())
-	}
-}
-
-// turnLimit is how long may pass between two looks at the clock where nothing else
-// happens.
-const turnLimit = time.Second
-
 // Run is the loop. It ends when hits is closed and what came through it is done, or
 // when ctx is done.
 func (f *Firewall) Run(ctx context.Context, hits <-chan []hit.Hit) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		f.busy.Store(0)
+		var burst []hit.Hit
+		var change nft.Change
+		do, open := func() {}, true
+		f.doing.Store(nil)
 		select {
-		case burst, ok := <-hits:
-			f.work(func() { f.hits(burst) })
-			if !ok {
-				return f.finish(ctx)
-			}
-		case c := <-f.changes:
-			f.work(func() { f.hint(c) })
-		case do := <-f.commands:
-			f.work(do)
+		case burst, open = <-hits:
+		case change = <-f.changes:
+		case do = <-f.commands:
 		case <-timer.C:
-			f.work(func() {})
 		case <-ctx.Done():
 			return nil
 		}
-		f.turn(time.Now())
+		f.busy(false)
+		f.hits(burst)
+		f.hint(change)
+		do()
+		if !open {
+			hits = nil
+		}
+		now := time.Now()
+		if hits == nil {
+			f.pauseEnd = now
+		}
+		f.turn(now)
+		if hits == nil && f.finished() {
+			return nil
+		}
 		timer.Reset(f.next(time.Now()))
 	}
 }
 
-func (f *Firewall) work(do func()) {
-	f.busy.Store(time.Now().UnixNano())
-	do()
-}
+const (
+	// turnLimit is how long may pass between two turns where nothing happens.
+	turnLimit = time.Second
+	// sweepInterval is how often expired blocks are taken out of the account.
+	sweepInterval = 30 * time.Second
+)
 
 // turn does what there is to do at now, and not much of it.
 func (f *Firewall) turn(now time.Time) {
@@ -189,109 +185,75 @@ func (f *Firewall) turn(now time.Time) {
 		f.book.Sweep(store.Monotonic())
 		f.sweepAt = now.Add(sweepInterval)
 	}
-	if f.ensure && !now.Before(f.ensureAt) {
-		f.ensureNow(now)
+	if !f.ensureAt.IsZero() && !now.Before(f.ensureAt) {
+		f.ensure(now)
 	}
-	if !now.Before(f.retryAt) {
-		f.push(now)
-	}
-	f.tellStore()
+	f.push(now)
+	f.tellStore(now)
 	f.show()
 }
 
-// sweepInterval is how often expired blocks are taken out of the account.
-const sweepInterval = 30 * time.Second
-
 // next is how long until there is something to do.
 func (f *Firewall) next(now time.Time) time.Duration {
-	at := now.Add(turnLimit)
-	earlier := func(t time.Time) {
-		if t.Before(at) {
-			at = t
-		}
-	}
-	if f.ensure {
-		earlier(f.ensureAt)
+	at := []time.Time{now.Add(turnLimit)}
+	if !f.ensureAt.IsZero() {
+		at = append(at, f.ensureAt)
 	}
 	if f.tell != nil {
-		earlier(now)
+		at = append(at, f.tellAt)
 	}
-	for i := range f.sets {
-		family := book.Family(i)
-		if f.sets[i].id == "" {
-			continue
-		}
-		if f.sets[i].batch > 0 || f.book.Refilling(family) > 0 {
-			earlier(f.retryAt)
-		} else if len(f.book.Next(family, 1)) > 0 {
-			earlier(later(f.retryAt, f.pauseEnd))
+	for i, s := range f.sets {
+		switch family := book.Family(i); {
+		case s.id == "":
+		case s.batch > 0 || f.book.Refilling(family) > 0:
+			at = append(at, s.retryAt)
+		case f.book.Waiting(family) > 0:
+			at = append(at, slices.MaxFunc([]time.Time{s.retryAt, f.pauseEnd}, time.Time.Compare))
 		}
 	}
-	return max(at.Sub(now), 0)
+	return max(slices.MinFunc(at, time.Time.Compare).Sub(now), 0)
 }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// finish pushes what was received, until ctx is done.
-func (f *Firewall) finish(ctx context.Context) error {
-	for ctx.Err() == nil && f.book.Waiting(book.IPv4)+f.book.Waiting(book.IPv6) > 0 && f.usable() {
-		now := time.Now()
-		f.pauseEnd = now
-		f.turn(now)
-		if wait := f.next(now); wait > 0 {
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait):
-			}
+// finished reports whether what came was pushed, as far as it can be, and the store
+// has what it wanted.
+func (f *Firewall) finished() bool {
+	for i, s := range f.sets {
+		if f.book.Waiting(book.Family(i)) > 0 && (s.id != "" || !f.ensureAt.IsZero()) {
+			return false
 		}
 	}
-	for ctx.Err() == nil && (f.store.Wanted() || f.tell != nil) && f.store.Failure() == nil {
-		f.tellStore()
-	}
-	return nil
+	return f.tell == nil && !f.store.Wanted() || f.store.Failure() != nil
 }
 
-// usable reports whether anything that waits can be pushed.
-func (f *Firewall) usable() bool {
-	for i := range f.sets {
-		if f.sets[i].id != "" && len(f.book.Next(book.Family(i), 1)) > 0 {
-			return true
-		}
-	}
-	return f.ensure
-}
-
-// hits takes a burst.
+// hits takes a burst. A hit that blocks is logged when the kernel has its element.
 func (f *Firewall) hits(burst []hit.Hit) {
 	now := store.Monotonic()
 	for _, h := range burst {
 		decision, seen := f.book.Hit(h, now)
-		f.told.decided(h, decision, seen)
+		if decision == book.Blocked || decision == book.Renewed || decision == book.Kept {
+			continue
+		}
 		if decision == book.Full {
-			f.full(time.Now(), "max_elements", f.cfg.Policy.MaxElements)
+			f.fullLog.Do(func() {
+				f.log.Warn("a set is full: addresses are left out until others expire", "max_elements", f.cfg.Policy.MaxElements)
+			})
+		}
+		if f.hasLine() {
+			attrs := []any{"addr", h.Addr.String(), "zone", h.Zone, "code", text(h.Code), "decision", string(decision)}
+			if decision == book.Counted {
+				attrs = append(attrs, "hits", seen)
+			}
+			f.log.Info("not blocked", attrs...)
 		}
 	}
 }
 
-// ask has the kernel do something in the loop's name. How long that takes is not
-// ours to say: another program's transaction may be under way.
-func (f *Firewall) ask(do func() error) error {
-	now := time.Now().UnixNano()
-	f.kernel.Store(now)
-	f.busy.Store(0)
-	err := do()
-	f.busy.Store(time.Now().UnixNano())
-	f.kernel.Store(0)
-	return err
-}
+// busy says that the loop begins something, or to wait for the kernel. How long that
+// takes is not ours to say: another program's transaction may be under way.
+func (f *Firewall) busy(kernel bool) { f.doing.Store(&activity{time.Now(), kernel}) }
 
-// Do has do done in the loop, between two other things, and waits for it. It
-// returns false where the loop has ended.
+// Do has do done in the loop, between two other things, and waits for it. It returns
+// false where ctx is done before the loop takes it: one that has ended never does.
 func (f *Firewall) Do(ctx context.Context, do func()) bool {
 	done := make(chan struct{})
 	select {
@@ -315,40 +277,41 @@ func (f *Firewall) reload(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	var state ruleset.State
-	err = f.ask(func() (err error) {
-		state, err = rules.Ensure()
-		return err
-	})
+	f.busy(true)
+	state, err := rules.Ensure()
+	f.busy(false)
+	if err == nil && cfg.Ruleset.Table != f.cfg.Ruleset.Table {
+		err = f.watch(cfg.Ruleset.Table)
+	}
 	if err != nil {
+		if f.rules != nil {
+			f.doubt() // some of it may have been done
+		}
 		return err
 	}
-	old := f.cfg.Ruleset
 	f.cfg, f.rules = cfg, rules
 	f.book.SetPolicy(cfg.policy())
-	if old.Table != cfg.Ruleset.Table {
-		if err := f.watch(); err != nil {
-			f.log.Error("changes by others are not heard of", "error", err)
+	f.ensureSoon() // what changed before the watch began is not known
+	if names := cfg.Ruleset.Names(); names != f.names {
+		if old, ok := ruleset.ParseNames(f.names); ok {
+			if err := ruleset.Remove(f.conn, old, &f.cfg.Ruleset); err != nil {
+				f.log.Error("what the old configuration made is not removed", "table", old.Table, "error", err)
+			}
 		}
-		f.ensure = true
+		f.names = names
+		f.store.Value("names", names)
 	}
-	f.removeOld(old.Names())
 	f.take(state)
 	return nil
 }
 
-// Busy returns for how long the loop has been at one thing, the kernel's part of it
-// not counted.
-func (f *Firewall) Busy() time.Duration { return since(&f.busy) }
-
-// Waiting returns for how long the loop has been waiting for the kernel.
-func (f *Firewall) Waiting() time.Duration { return since(&f.kernel) }
-
-func since(at *atomic.Int64) time.Duration {
-	if t := at.Load(); t != 0 {
-		return time.Since(time.Unix(0, t))
+// Busy returns for how long the loop has been at one thing, and whether that is to
+// wait for the kernel.
+func (f *Firewall) Busy() (d time.Duration, kernel bool) {
+	if at := f.doing.Load(); at != nil {
+		return time.Since(at.since), at.kernel
 	}
-	return 0
+	return 0, false
 }
 
 // checkKernel refuses kernels on which nothing was tested.
@@ -361,11 +324,10 @@ func checkKernel() error {
 }
 
 func checkRelease(release string) error {
-	var have, want [2]int
-	fmt.Sscanf(release, "%d.%d", &have[0], &have[1])
-	fmt.Sscanf(OldestKernel, "%d.%d", &want[0], &want[1])
-	if slices.Compare(have[:], want[:]) < 0 {
-		return fmt.Errorf("the kernel is Linux %s, and %s or newer is needed", release, OldestKernel)
+	var major, minor int
+	fmt.Sscanf(release, "%d.%d", &major, &minor)
+	if major < 6 || major == 6 && minor < 1 {
+		return fmt.Errorf("the kernel is Linux %s, and 6.1 or newer is needed", release)
 	}
 	return nil
 }

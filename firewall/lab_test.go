@@ -115,7 +115,12 @@ func start(t testing.TB, cfg Config, dir string) *bench {
 		}
 	}
 	var once sync.Once
-	b.stop = func() { once.Do(end(func() { close(b.in) })) }
+	b.stop = func() {
+		once.Do(end(func() {
+			close(b.in)
+			time.AfterFunc(10*time.Second, cancel)
+		}))
+	}
 	b.kill = func() { once.Do(end(cancel)) }
 	t.Cleanup(func() {
 		b.stop()
@@ -151,7 +156,7 @@ func (b *bench) quiet() {
 	eventually(b.t, "nothing waits", func() bool {
 		idle := false
 		b.Do(b.t.Context(), func() {
-			idle = len(b.in) == 0 && len(b.changes) == 0 && !b.ensure && b.book.Waiting(0)+b.book.Waiting(1)+b.book.Refilling(0)+b.book.Refilling(1) == 0
+			idle = len(b.in) == 0 && len(b.changes) == 0 && b.ensureAt.IsZero() && b.book.Waiting(0)+b.book.Waiting(1)+b.book.Refilling(0)+b.book.Refilling(1) == 0
 		})
 		return idle
 	})

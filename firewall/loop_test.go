@@ -20,6 +20,7 @@ import (
 	"rblnft/firewall/hit"
 	"rblnft/firewall/nft"
 	"rblnft/firewall/ruleset"
+	"rblnft/firewall/store"
 )
 
 func TestHitsReachTheKernel(t *testing.T) {
@@ -191,7 +192,7 @@ func TestLostNotifications(t *testing.T) {
 			b.unwatch()
 			script(t, what+"\n")
 			b.changes <- nft.Change{Lost: true}
-			if err := b.watch(); err != nil {
+			if err := b.watch(b.cfg.Ruleset.Table); err != nil {
 				t.Error(err)
 			}
 		})
@@ -533,6 +534,84 @@ func TestForeignSetFilledByOthers(t *testing.T) {
 	nftRun(t, "delete element inet filter blocked4 { 198.51.100.1 }")
 	eventually(t, "the other is too", func() bool { return strings.Contains(set(), "192.0.2.3 ") })
 	eventually(t, "the status is good", func() bool { return b.Status().Problem == "" })
+}
+
+// What waits for room in an administrator's set is not forgotten by another start,
+// although all else was restored before it.
+func TestWaitingForRoomAtTheNextStart(t *testing.T) {
+	cfg := testConfig()
+	cfg.Ruleset.Rules, cfg.Ruleset.Table.Name = false, "filter"
+	flush(t)
+	const table = "table inet filter { set blocked4 { type ipv4_addr; flags timeout; size 4; }; set blocked6 { type ipv6_addr; flags timeout; }; }\n"
+	script(t, table)
+	dir := t.TempDir()
+	b := start(t, cfg, dir)
+	ours := func() int {
+		return strings.Count(nftRun(t, "list", "set", "inet", "filter", "blocked4"), "192.0.2.")
+	}
+	b.hits("192.0.2.1", "192.0.2.2", "192.0.2.3")
+	eventually(t, "all are in the set", func() bool { return ours() == 3 })
+	script(t, "flush ruleset\n"+table+"add element inet filter blocked4 { 198.51.100.1, 198.51.100.2, 198.51.100.3 }\n")
+	b.says("blocks cannot be committed")
+	eventually(t, "one is in the set, the others wait", func() bool { return ours() == 1 && b.Status().Waiting == 2 })
+	time.Sleep(300 * time.Millisecond) // until that is on disk
+	b.kill()
+	b = start(t, cfg, dir)
+	nftRun(t, "delete element inet filter blocked4 { 198.51.100.1, 198.51.100.2 }")
+	eventually(t, "all are in the set again", func() bool { return ours() == 3 })
+}
+
+// A set that takes nothing does not keep the other one waiting.
+func TestOneSetRefuses(t *testing.T) {
+	b := fresh(t, testConfig())
+	b.Do(t.Context(), func() { b.sets[0].retryAt = time.Now().Add(time.Hour) })
+	b.hits("192.0.2.1", "2001:db8::1")
+	b.has("2001:db8::")
+	b.Do(t.Context(), func() { b.sets[0].retryAt = time.Time{} })
+	b.has("192.0.2.1", "2001:db8::")
+}
+
+// A push that was refused, for the set being gone, is no batch to pause after.
+func TestNoPauseAfterARefusal(t *testing.T) {
+	cfg := testConfig()
+	cfg.Batch = 10 * time.Second
+	b := fresh(t, cfg)
+	b.quiet()
+	began := time.Now()
+	b.Do(t.Context(), func() {
+		nftRun(t, "flush", "ruleset")
+		b.book.Hit(hitOf("192.0.2.1"), store.Monotonic())
+	})
+	b.says("blocks cannot be committed")
+	b.has("192.0.2.1")
+	if took := time.Since(began); took > cfg.Batch/2 {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// While the disk is behind the loop waits for it, and does not spin.
+func TestDiskIsBehind(t *testing.T) {
+	s, err := store.Open(t.TempDir(), store.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig()
+	b := &Firewall{cfg: cfg, book: book.New(cfg.policy()), store: s}
+	s.Load(func(book.Record) {}, func(book.Key) {})
+	for i := range 400_000 {
+		b.book.Hit(hit.Hit{Addr: netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), Zone: "zen.spamhaus.example"}, 0)
+	}
+	b.book.Done(book.IPv4, b.book.Waiting(book.IPv4), 0)
+	now := time.Now()
+	for range 1000 {
+		b.tellStore(now)
+		if wait := b.next(now); b.tell == nil || wait >= store.Interval {
+			break
+		}
+	}
+	if b.tell == nil || b.next(now) < store.Interval {
+		t.Errorf("told all: %t; the next part after %s", b.tell == nil, b.next(now))
+	}
 }
 
 // In a table of one family hits of the other one are said to block nobody, and pile

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -30,32 +31,17 @@ type config struct {
 }
 
 // never are the networks that no DNSBL can speak for, and that are never blocked:
-// loopback, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local ones. The
-// machine's own addresses are added to them.
-var never = []netip.Prefix{
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("::1/128"),
-	netip.MustParsePrefix("fe80::/10"),
-	netip.MustParsePrefix("fc00::/7"),
-}
+// loopback, private (RFC 1918, RFC 4193), shared (RFC 6598) and link-local ones.
+// The machine's own addresses are added to them.
+const never = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 169.254.0.0/16 ::1/128 fe80::/10 fc00::/7"
 
-// own are the machine's own addresses.
-func own() (networks []netip.Prefix) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
+// own are the machine's own addresses, but for those in known networks.
+func own(known []netip.Prefix) (networks []netip.Prefix) {
+	addrs, _ := net.InterfaceAddrs() // none, where it fails
 	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			if addr, ok := netip.AddrFromSlice(n.IP); ok {
-				addr = addr.Unmap()
-				networks = append(networks, netip.PrefixFrom(addr, addr.BitLen()))
-			}
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && !slices.ContainsFunc(known, func(n netip.Prefix) bool { return n.Contains(p.Addr()) }) {
+			networks = append(networks, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
 		}
 	}
 	return networks
@@ -66,14 +52,11 @@ func own() (networks []netip.Prefix) {
 // everything that is wrong.
 func load(path string, must bool) (config, error) {
 	data, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && !must {
-		data, err = nil, nil
-	}
-	if err != nil {
+	if err != nil && (must || !errors.Is(err, os.ErrNotExist)) {
 		return config{}, err
 	}
 	c, err := parse(path, data)
-	c.Policy.Allow = append(c.Policy.Allow, own()...)
+	c.Policy.Allow = append(c.Policy.Allow, own(c.Policy.Allow)...)
 	return c, err
 }
 
@@ -81,91 +64,129 @@ func load(path string, must bool) (config, error) {
 func parse(file string, data []byte) (config, error) {
 	c := config{Config: firewall.Config{Ruleset: ruleset.Default(), Batch: 250 * time.Millisecond}, socketGroup: -1}
 	p, t := &c.Policy, &c.Ruleset
-	*p = book.Policy{Hits: 1, Window: 10 * time.Minute, Expiry: time.Hour, Escalate: 2, MaxElements: 1_000_000}
-	p.Allow = slices.Clone(never)
 	const year = 365 * 24 * time.Hour
-	keys := map[string]setter{
-		"expiry":       duration(&p.Expiry, time.Second, year),
-		"hits":         integer(&p.Hits, 1, book.MaxHits),
-		"window":       duration(&p.Window, time.Second, year),
-		"escalate":     float(&p.Escalate, 1, 1000),
-		"max_expiry":   duration(&p.MaxExpiry, time.Second, year),
-		"max_elements": integer(&p.MaxElements, 1, 100_000_000),
-		"allow":        list(`an array of networks such as "192.0.2.0/24" and addresses`, network(&p.Allow)),
-		"ignore":       list(`an array of zones and return codes such as "zen.example=127.0.0.[10;11]"`, listing(&p.Ignore)),
-		"batch":        duration(&c.Batch, 0, time.Minute),
-		"ports":        ports(&t.Ports),
-		"socket_group": group(&c.socketGroup),
-
-		"nftables.table":    text(func(s string) (err error) { t.Table, err = ruleset.ParseTable(s); return err }),
-		"nftables.blocked4": word(&t.Blocked[0]),
-		"nftables.blocked6": word(&t.Blocked[1]),
-		"nftables.allowed4": word(&t.Allowed[0]),
-		"nftables.allowed6": word(&t.Allowed[1]),
-		"nftables.rules":    typed("true or false", func(b bool) error { t.Rules = b; return nil }),
-		"nftables.chain":    word(&t.Chain),
-		"nftables.hook":     choice(&t.Hook, ruleset.HookInput, ruleset.HookForward, ruleset.HookPrerouting),
-		"nftables.verdict":  choice(&t.Verdict, ruleset.Drop, ruleset.Reject),
+	*p = book.Policy{Hits: 1, Window: 10 * time.Minute, Expiry: time.Hour, Escalate: 2, MaxElements: 1_000_000}
+	for _, s := range strings.Fields(never) {
+		p.Allow = append(p.Allow, netip.MustParsePrefix(s))
 	}
-	doc, err := readTOML(file, data)
+	if gid, err := findGroup("nofiles"); err == nil {
+		c.socketGroup = gid
+	}
+	d, err := readTOML(file, data)
 	if err != nil {
 		return config{}, err
 	}
-	doc.set(keys)
-	if !doc.has("socket_group") {
-		group(&c.socketGroup)("nofiles") // if there is one
+	duration(d, "expiry", &p.Expiry, time.Second, year)
+	number(d, "hits", &p.Hits, 1, book.MaxHits)
+	duration(d, "window", &p.Window, time.Second, year)
+	number(d, "escalate", &p.Escalate, 1, 1000)
+	p.MaxExpiry = max(8*time.Hour, p.Expiry)
+	duration(d, "max_expiry", &p.MaxExpiry, time.Second, year)
+	number(d, "max_elements", &p.MaxElements, 1, 100_000_000)
+	duration(d, "batch", &c.Batch, 0, time.Minute)
+	list(d, "allow", `an array of networks such as "192.0.2.0/24" and addresses`, &p.Allow, parseNetwork)
+	list(d, "ignore", `an array of zones and return codes such as "zen.example=127.0.0.[10;11]"`, &p.Ignore, parseListing)
+	var ports []uint16
+	if list(d, "ports", "an array of port numbers, 1 to 65535", &ports, parsePort) {
+		slices.Sort(ports)
+		t.Ports = slices.Compact(ports)
 	}
-	if !doc.has("max_expiry") {
-		p.MaxExpiry = max(8*time.Hour, p.Expiry)
-	} else if p.MaxExpiry < p.Expiry && len(doc.problems) == 0 {
-		doc.bad("max_expiry", fmt.Errorf("%s, want no less than expiry, %s", p.MaxExpiry, p.Expiry))
+	if len(t.Ports) == 0 {
+		d.bad("ports", errors.New("empty, want at least one port"))
 	}
-	if len(doc.problems) == 0 {
+	value(d, "socket_group", "the name or the number of a group", &c.socketGroup, func(v any) (int, error) {
+		switch v.(type) {
+		case string, int64:
+			return findGroup(fmt.Sprint(v))
+		}
+		return 0, errUnwanted
+	})
+	value(d, "nftables.table", "a text", &t.Table, ruleset.ParseTable)
+	value(d, "nftables.rules", "true or false", &t.Rules, same[bool])
+	for key, name := range map[string]*string{"blocked4": &t.Blocked[0], "blocked6": &t.Blocked[1],
+		"allowed4": &t.Allowed[0], "allowed6": &t.Allowed[1], "chain": &t.Chain} {
+		value(d, "nftables."+key, "a text", name, same[string])
+	}
+	choice(d, "nftables.hook", &t.Hook, ruleset.HookInput, ruleset.HookForward, ruleset.HookPrerouting)
+	choice(d, "nftables.verdict", &t.Verdict, ruleset.Drop, ruleset.Reject)
+	for key := range d.values {
+		d.bad(key, errors.New("unknown key"))
+	}
+	if len(d.problems) == 0 && p.MaxExpiry < p.Expiry {
+		d.bad("max_expiry", fmt.Errorf("%s, want no less than expiry, %s", p.MaxExpiry, p.Expiry))
+	}
+	if len(d.problems) == 0 {
 		for _, problem := range t.Check() {
-			doc.bad("nftables."+problem.Key, errors.New(problem.Text))
+			d.bad("nftables."+problem.Key, errors.New(problem.Text))
 		}
 	}
-	return c, doc.err()
+	return c, d.err()
 }
 
-// A setter takes the value of a key, or says what is wrong with it.
-type setter func(v any) error
+// errUnwanted stands for "want" and what is wanted.
+var errUnwanted = errors.New("unwanted")
 
-// typed takes a value of one type. Wanted describes what it should be.
-func typed[T any](wanted string, set func(T) error) setter {
-	return func(v any) error {
-		if x, ok := v.(T); ok {
-			return set(x)
-		}
-		return fmt.Errorf("%s, want %s", describe(v), wanted)
+// value takes a key out of the document, and reads its value, which is to be what
+// wanted describes. It reports whether there is one, and a good one.
+func value[T, V any](d *document, key, wanted string, into *V, read func(T) (V, error)) bool {
+	v, ok := d.values[key]
+	if !ok {
+		return false
 	}
+	delete(d.values, key)
+	x, err := readAs(v, wanted, read)
+	d.bad(key, err)
+	if err == nil {
+		*into = x
+	}
+	return err == nil
 }
 
-// describe shows a value as it would stand in the file, as far as it matters.
-func describe(v any) string {
-	switch v := v.(type) {
+// readAs reads a value of one type.
+func readAs[T, V any](v any, wanted string, read func(T) (V, error)) (x V, err error) {
+	err = errUnwanted
+	if t, ok := v.(T); ok {
+		x, err = read(t)
+	}
+	if err != errUnwanted {
+		return x, err
+	}
+	// As it would stand in the file, as far as it matters.
+	switch t := v.(type) {
 	case string:
-		return strconv.Quote(v)
+		v = strconv.Quote(t)
 	case []any:
-		return "an array"
+		v = "an array"
 	case map[string]any:
-		return "a table"
+		v = "a table"
 	}
-	return fmt.Sprint(v)
+	return x, fmt.Errorf("%v, want %s", v, wanted)
 }
 
-func duration(into *time.Duration, least, most time.Duration) setter {
-	const wanted = `a duration such as "90s", "30m", "1h30m", "1d" or "2w"`
-	return typed(wanted, func(s string) error {
-		d, err := parseDuration(s)
+func same[T any](v T) (T, error) { return v, nil }
+
+// list reads an array, each element of it by itself, and adds them to into.
+func list[T, V any](d *document, key, wanted string, into *[]V, read func(T) (V, error)) bool {
+	return value(d, key, wanted, into, func(values []any) ([]V, error) {
+		all, errs := *into, []error(nil)
+		for _, v := range values {
+			x, err := readAs(v, wanted, read)
+			all, errs = append(all, x), append(errs, err)
+		}
+		return all, errors.Join(errs...)
+	})
+}
+
+func duration(d *document, key string, into *time.Duration, least, most time.Duration) {
+	value(d, key, `a duration such as "90s", "30m", "1h30m", "1d" or "2w"`, into, func(s string) (time.Duration, error) {
+		v, err := parseDuration(s)
 		if err != nil {
-			return fmt.Errorf("%q, want %s", s, wanted)
+			return 0, errUnwanted
 		}
-		if d < least || d > most {
-			return fmt.Errorf("%q, want %s to %s", s, least, most)
+		if v < least || v > most {
+			return 0, fmt.Errorf("%q, want %s to %s", s, least, most)
 		}
-		*into = d
-		return nil
+		return v, nil
 	})
 }
 
@@ -181,150 +202,78 @@ func parseDuration(s string) (time.Duration, error) {
 	return time.ParseDuration(s)
 }
 
-func integer(into *int, least, most int) setter {
-	wanted := fmt.Sprintf("a number from %d to %d", least, most)
-	return typed(wanted, func(n int64) error {
-		if n < int64(least) || n > int64(most) {
-			return fmt.Errorf("%d, want %s", n, wanted)
+func number[T int | float64](d *document, key string, into *T, least, most T) {
+	value(d, key, fmt.Sprintf("a number from %v to %v", least, most), into, func(v any) (T, error) {
+		n := math.NaN()
+		switch v := v.(type) {
+		case int64:
+			n = float64(v)
+		case T:
+			n = float64(v)
 		}
-		*into = int(n)
-		return nil
+		if n >= float64(least) && n <= float64(most) {
+			return T(n), nil
+		}
+		return 0, errUnwanted
 	})
 }
 
-func float(into *float64, least, most float64) setter {
-	wanted := fmt.Sprintf("a number from %g to %g", least, most)
-	set := typed(wanted, func(x float64) error {
-		if !(x >= least && x <= most) {
-			return fmt.Errorf("%g, want %s", x, wanted)
-		}
-		*into = x
-		return nil
-	})
-	return func(v any) error {
-		if n, ok := v.(int64); ok {
-			v = float64(n)
-		}
-		return set(v)
-	}
-}
-
-func text(set func(string) error) setter { return typed("a text", set) }
-
-func word(into *string) setter { return text(func(s string) error { *into = s; return nil }) }
-
-func choice[T ~string](into *T, choices ...T) setter {
-	wanted := fmt.Sprintf("one of %q", choices)
-	return typed(wanted, func(s string) error {
+func choice[T ~string](d *document, key string, into *T, choices ...T) {
+	value(d, key, fmt.Sprintf("one of %q", choices), into, func(s string) (T, error) {
 		if !slices.Contains(choices, T(s)) {
-			return fmt.Errorf("%q, want %s", s, wanted)
+			return "", errUnwanted
 		}
-		*into = T(s)
-		return nil
+		return T(s), nil
 	})
 }
 
-// list takes an array, each element of it by itself.
-func list(wanted string, each func(wanted string) setter) setter {
-	return typed(wanted, func(all []any) error {
-		var errs []error
-		for _, v := range all {
-			errs = append(errs, each(wanted)(v))
-		}
-		return errors.Join(errs...)
-	})
-}
-
-func ports(into *[]uint16) setter {
-	var all []uint16
-	read := list("an array of port numbers, 1 to 65535", func(wanted string) setter {
-		return func(v any) error {
-			n, ok := v.(int64)
-			if !ok || n < 1 || n > 65535 {
-				return fmt.Errorf("%s, want %s", describe(v), wanted)
-			}
-			if !slices.Contains(all, uint16(n)) {
-				all = append(all, uint16(n))
-			}
-			return nil
-		}
-	})
-	return func(v any) error {
-		err := read(v)
-		if err == nil && len(all) == 0 {
-			return errors.New("empty, want at least one port")
-		}
-		*into = all
-		return err
+func parsePort(n int64) (uint16, error) {
+	if n < 1 || n > 65535 {
+		return 0, errUnwanted
 	}
-}
-
-func network(into *[]netip.Prefix) func(string) setter {
-	return func(wanted string) setter {
-		return typed(wanted, func(s string) error {
-			p, err := parseNetwork(s)
-			if err == nil {
-				*into = append(*into, p)
-			}
-			return err
-		})
-	}
+	return uint16(n), nil
 }
 
 // parseNetwork reads a network, or an address that stands for itself.
 func parseNetwork(s string) (netip.Prefix, error) {
-	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
-		addr = addr.Unmap()
-		return netip.PrefixFrom(addr, addr.BitLen()), nil
-	}
 	p, err := netip.ParsePrefix(s)
+	if addr, noAddr := netip.ParseAddr(s); noAddr == nil && addr.Zone() == "" {
+		p, err = addr.Prefix(addr.BitLen())
+	}
 	switch {
 	case err != nil:
-		return netip.Prefix{}, fmt.Errorf("%q is neither a network nor an address", s)
+		err = fmt.Errorf("%q is neither a network nor an address", s)
 	case p != p.Masked():
-		return netip.Prefix{}, fmt.Errorf("%q has bits after its length, want %q or %q", s, p.Masked(), p.Addr())
+		err = fmt.Errorf("%q has bits after its length, want %q or %q", s, p.Masked(), p.Addr())
 	case p.Addr().Is4In6() && p.Bits() < 96:
-		return netip.Prefix{}, fmt.Errorf("%q is neither IPv4 nor IPv6", s)
+		err = fmt.Errorf("%q is neither IPv4 nor IPv6", s)
 	case p.Addr().Is4In6():
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
-	return p, nil
+	return p, err
 }
 
-// listing takes what blocks nobody, in the syntax of rblsmtpd -r.
-func listing(into *[]book.Listing) func(string) setter {
-	return func(wanted string) setter {
-		return typed(wanted, func(s string) error {
-			source := dnsbl.ParseList(s)
-			switch {
-			case source.Err != nil:
-				return fmt.Errorf("%q: %w", s, source.Err)
-			case source.Fixed:
-				return fmt.Errorf("%q has a message, want %s", s, wanted)
-			}
-			*into = append(*into, book.Listing{Zone: source.Zone, Codes: source.Codes})
-			return nil
-		})
+// parseListing reads what blocks nobody, in the syntax of rblsmtpd -r.
+func parseListing(s string) (book.Listing, error) {
+	source := dnsbl.ParseList(s)
+	switch {
+	case source.Err != nil:
+		return book.Listing{}, fmt.Errorf("%q: %w", s, source.Err)
+	case source.Fixed:
+		return book.Listing{}, fmt.Errorf("%q has a message, want zones and return codes alone", s)
 	}
+	return book.Listing{Zone: source.Zone, Codes: source.Codes}, nil
 }
 
-// group takes a group, by name or number.
-func group(into *int) setter {
-	return func(v any) error {
-		if n, ok := v.(int64); ok {
-			v = strconv.FormatInt(n, 10)
-		}
-		return typed("the name or the number of a group", func(s string) error {
-			number := s
-			if g, err := user.LookupGroup(s); err == nil {
-				number = g.Gid
-			}
-			gid, err := strconv.ParseUint(number, 10, 31)
-			if err != nil {
-				return fmt.Errorf("there is no group %q", s)
-			}
-			*into = int(gid)
-			return nil
-		})(v)
+// findGroup finds a group, by name or number.
+func findGroup(s string) (int, error) {
+	number := s
+	if g, err := user.LookupGroup(s); err == nil {
+		number = g.Gid
 	}
+	gid, err := strconv.ParseUint(number, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("there is no group %q", s)
+	}
+	return int(gid), nil
 }

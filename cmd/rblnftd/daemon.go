@@ -3,13 +3,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -36,7 +37,8 @@ type daemon struct {
 	store    *store.Store
 }
 
-// finish bounds how long the end may take.
+// finish bounds how long the end may take, twice: to finish what was received, and to
+// store it.
 const finish = 10 * time.Second
 
 // run does what the daemon is for, until a signal or a failure ends it.
@@ -45,8 +47,11 @@ func (d *daemon) run() error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 
 	var err error
-	if dir := stateDirectory(); dir != "" {
-		if d.store, err = store.Open(dir, store.Now, d.log); err != nil {
+	// What systemd gives (systemd.exec(5), StateDirectory=), the first of several.
+	// Without one nothing is persisted.
+	state, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+	if state != "" {
+		if d.store, err = store.Open(state, store.Now, d.log); err != nil {
 			return err
 		}
 	}
@@ -68,37 +73,34 @@ func (d *daemon) run() error {
 
 	// Receiving ends first, then working: when what was received is done, or no
 	// later than finish; then storing.
-	working, stopWorking := context.WithCancel(context.Background())
+	all, stopWorking := context.WithCancel(context.Background())
 	defer stopWorking()
-	tasks, ctx := errgroup.WithContext(working)
-	receiving, stopReceiving := context.WithCancel(ctx)
+	tasks, working := errgroup.WithContext(all)
+	receiving, stopReceiving := context.WithCancel(working)
 	defer stopReceiving()
 	storing, stopStoring := context.WithCancel(context.Background())
-	stored := make(chan struct{})
-	go func() {
-		defer close(stored)
-		d.store.Run(storing)
-	}()
+	stored := make(chan error, 1)
+	go func() { stored <- d.store.Run(storing) }()
 
 	hits := make(chan []hit.Hit, intake.Bursts)
 	tasks.Go(func() error { return d.receiver.Run(receiving, hits) })
 	tasks.Go(func() error {
 		defer stopWorking()
-		err := d.firewall.Run(ctx, hits)
+		err := d.firewall.Run(working, hits)
 		for range hits { // the receiver waits for nobody
 		}
 		return err
 	})
-	tasks.Go(func() error { return d.notifier.Watchdog(ctx, d.alive) })
-	tasks.Go(func() error { return d.showStatus(ctx) })
+	tasks.Go(func() error { return d.notifier.Watchdog(working, d.alive) })
+	tasks.Go(func() error { return d.showStatus(working) })
 	tasks.Go(func() error {
 		for {
 			select {
-			case <-ctx.Done():
+			case <-working.Done():
 				return nil
 			case s := <-signals:
 				if s == syscall.SIGHUP {
-					d.reload(ctx)
+					d.reload(working)
 					continue
 				}
 				d.notifier.Stopping()
@@ -109,7 +111,7 @@ func (d *daemon) run() error {
 		}
 	})
 	d.notifier.Ready()
-	d.log.Info("ready", "config", d.source(), "state", stateDirectory())
+	d.log.Info("ready", "config", d.source(), "state", state)
 	err = tasks.Wait()
 	stopStoring()
 	select {
@@ -117,7 +119,8 @@ func (d *daemon) run() error {
 	case <-time.After(finish): // a disk that hangs
 	}
 	s := d.firewall.Status()
-	d.log.Info("ended; the table stays", "blocked", s.Blocked, "remembered", s.Remembered, "waiting", s.Waiting, "received", d.receiver.Received())
+	d.log.Info("ended; the table stays", "blocked", s.Blocked, "remembered", s.Remembered,
+		"waiting", s.Waiting, "received", d.receiver.Received())
 	return err
 }
 
@@ -155,44 +158,32 @@ func (d *daemon) alive() error {
 	if busy := d.receiver.Busy(); busy > hung {
 		return fmt.Errorf("the receiver has been in one system call for %s", busy.Round(time.Second))
 	}
-	if busy := d.firewall.Busy(); busy > hung {
+	if busy, kernel := d.firewall.Busy(); busy > hung && !kernel {
 		return fmt.Errorf("the loop has been at one thing for %s", busy.Round(time.Second))
 	}
 	return nil
 }
 
-// showStatus keeps the line that systemctl status shows.
+// statusInterval is how often the line is made that systemctl status shows.
+const statusInterval = 2 * time.Second
+
+// showStatus keeps that line.
 func (d *daemon) showStatus(ctx context.Context) error {
-	tick := time.NewTicker(2 * time.Second)
-	defer tick.Stop()
-	for {
+	for ctx.Err() == nil {
 		s := d.firewall.Status()
-		problem := s.Problem
-		if busy := d.receiver.Busy(); busy > 2*time.Second {
+		problem := cmp.Or(s.Problem, "all is well")
+		if d.receiver.Busy() > statusInterval {
 			problem = "the receiver hangs"
 		}
-		if waiting := d.firewall.Waiting(); waiting > 2*time.Second {
-			problem = fmt.Sprintf("waiting for the kernel for %s: somebody else changes the ruleset", waiting.Round(time.Second))
-		}
-		if problem == "" {
-			problem = "all is well"
+		if busy, kernel := d.firewall.Busy(); busy > statusInterval && kernel {
+			problem = fmt.Sprintf("waiting for the kernel for %s: somebody else changes the ruleset", busy.Round(time.Second))
 		}
 		d.notifier.Status("%d blocked, %d remembered; %d hits received, %d datagrams refused; %s",
 			s.Blocked, s.Remembered, d.receiver.Received(), d.receiver.Refused(), problem)
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+		case <-time.After(statusInterval):
 		}
 	}
-}
-
-// stateDirectory is where the state is: what systemd gives (systemd.exec(5),
-// StateDirectory=), the first of several. Empty: nothing is persisted.
-func stateDirectory() string {
-	all := filepath.SplitList(os.Getenv("STATE_DIRECTORY"))
-	if len(all) == 0 {
-		return ""
-	}
-	return all[0]
+	return nil
 }

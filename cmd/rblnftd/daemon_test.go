@@ -687,6 +687,7 @@ func TestRecoveryAtTheStart(t *testing.T) {
 		same(when, elements(t), want)
 	}
 
+	time.Sleep(time.Second) // a kill -9 may cost the last moments
 	s.kill()
 	same("after a kill", elements(t), want)
 	flush(t)

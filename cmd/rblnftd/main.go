@@ -54,10 +54,10 @@ func main() {
 	if err == nil && *test && *del {
 		err = errors.New("-t and -d exclude each other")
 	}
+	if errors.Is(err, flag.ErrHelp) {
+		die(exitUsage, usage)
+	}
 	if err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			die(exitUsage, usage)
-		}
 		die(exitUsage, "rblnftd: %v\n%s", err, usage)
 	}
 	given := *file != ""
@@ -68,11 +68,15 @@ func main() {
 	if err != nil {
 		die(exitUsage, "%v\n", err)
 	}
-	switch {
-	case *test:
+	if *test {
 		return
-	case *del:
-		if err := remove(cfg.Ruleset); err != nil {
+	}
+	if *del {
+		conn, err := nft.Dial()
+		if err == nil {
+			err = ruleset.Remove(conn, cfg.Ruleset, nil)
+		}
+		if err != nil {
 			die(exitFailure, "rblnftd: %v\n", err)
 		}
 		return
@@ -93,16 +97,6 @@ func main() {
 	case err != nil:
 		os.Exit(exitFailure)
 	}
-}
-
-// remove removes what a daemon has left in the kernel.
-func remove(cfg ruleset.Config) error {
-	conn, err := nft.Dial()
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return ruleset.Remove(conn, cfg, nil)
 }
 
 func die(code int, format string, args ...any) {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -10,23 +11,18 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// A document is a TOML document: its values and their lines, by keys. Keys in
-// tables are written with dots.
+// A document is a TOML document: its values and their lines, by keys, and what is
+// wrong with it, by lines. Keys in tables are written with dots.
 type document struct {
 	file     string
 	values   map[string]any
 	lines    map[string]int
-	problems []problem
-}
-
-type problem struct {
-	line int
-	text string
+	problems map[int][]error
 }
 
 // readTOML parses a document. The error is that of the syntax.
 func readTOML(file string, data []byte) (*document, error) {
-	d := &document{file: file, values: map[string]any{}, lines: map[string]int{}}
+	d := &document{file: file, values: map[string]any{}, lines: map[string]int{}, problems: map[int][]error{}}
 	var tree map[string]any
 	if err := toml.Unmarshal(data, &tree); err != nil {
 		var at *toml.DecodeError
@@ -56,91 +52,52 @@ func (d *document) flatten(prefix string, tree map[string]any) {
 	}
 }
 
-// findLines notes at which line each key, and each table, is.
+// findLines notes at which line each key, and each table, begins.
 func (d *document) findLines(data []byte) {
 	var p unstable.Parser
 	p.Reset(data)
-	note := func(prefix string, it unstable.Iterator) (key string) {
-		line := 0
-		for it.Next() {
-			if key != "" {
-				key += "."
-			}
-			key += string(it.Node().Data)
-			if line == 0 {
-				line = p.Shape(it.Node().Raw).Start.Line
-			}
-		}
-		key = prefix + key
-		if _, known := d.lines[key]; !known {
-			d.lines[key] = line
-		}
-		return key
-	}
 	table := ""
 	for p.NextExpression() {
 		e := p.Expression()
-		switch e.Kind {
-		case unstable.Table, unstable.ArrayTable:
-			table = note("", e.Key()) + "."
-		case unstable.KeyValue:
-			key := note(table, e.Key())
-			if e.Value().Kind == unstable.InlineTable {
-				for it := e.Value().Children(); it.Next(); {
-					note(key+".", it.Node().Key())
-				}
-			}
+		line, parts := 0, []string(nil)
+		for it := e.Key(); it.Next(); {
+			line, parts = p.Shape(it.Node().Raw).Start.Line, append(parts, string(it.Node().Data))
 		}
-	}
-}
-
-// line returns where key is, or what is nearest to it.
-func (d *document) line(key string) int {
-	for {
-		if line, ok := d.lines[key]; ok {
-			return line
-		}
-		i := strings.LastIndexByte(key, '.')
-		if i < 0 {
-			return 1
-		}
-		key = key[:i]
-	}
-}
-
-func (d *document) has(key string) bool { _, ok := d.values[key]; return ok }
-
-// set gives each value to its key's setter, and complains about other keys.
-func (d *document) set(keys map[string]setter) {
-	for key, v := range d.values {
-		if set, ok := keys[key]; ok {
-			d.bad(key, set(v))
+		key := strings.Join(parts, ".")
+		if e.Kind == unstable.KeyValue {
+			key = table + key
 		} else {
-			d.bad(key, errors.New("unknown key"))
+			table = key + "."
+		}
+		if _, known := d.lines[key]; !known {
+			d.lines[key] = line
 		}
 	}
 }
 
 // bad notes what is wrong with a key: an error, or several that are joined, or nil.
 func (d *document) bad(key string, err error) {
-	if err == nil {
-		return
-	}
+	all := []error{err}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, err := range joined.Unwrap() {
-			d.bad(key, err)
-		}
-		return
+		all = joined.Unwrap()
 	}
-	d.problems = append(d.problems, problem{d.line(key), key + ": " + err.Error()})
+	line, place := 0, key // or the table that it is in
+	for ; line == 0 && place != ""; place = place[:max(strings.LastIndexByte(place, '.'), 0)] {
+		line = d.lines[place]
+	}
+	line = max(line, 1)
+	for _, err := range all {
+		if err != nil {
+			d.problems[line] = append(d.problems[line], fmt.Errorf("%s:%d: %s: %w", d.file, line, key, err))
+		}
+	}
 }
 
 // err returns all that is wrong, in the order of lines.
 func (d *document) err() error {
-	slices.SortStableFunc(d.problems, func(a, b problem) int { return a.line - b.line })
 	var errs []error
-	for _, p := range d.problems {
-		errs = append(errs, fmt.Errorf("%s:%d: %s", d.file, p.line, p.text))
+	for _, line := range slices.Sorted(maps.Keys(d.problems)) {
+		errs = append(errs, d.problems[line]...)
 	}
 	return errors.Join(errs...)
 }

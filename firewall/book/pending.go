@@ -54,6 +54,9 @@ func (b *Book) Next(f Family, n int) []Pending { return b.queue[f][:min(n, len(b
 // Waiting returns how many changes of a family wait, but for those of a refill.
 func (b *Book) Waiting(f Family) int { return len(b.queue[f]) }
 
+// Dirty reports whether the kernel is yet to be told of an address.
+func (b *Book) Dirty(k Key) bool { return b.records[k.Family][k.bits].flags&dirty != 0 }
+
 // Wants says what the kernel should have: until when, or that it should have no
 // element. Had is whether it has one, as far as we know.
 func (b *Book) Wants(k Key, now Time) (r Record, blocked, had bool) {
@@ -134,6 +137,7 @@ func (b *Book) DoneBulk(f Family, n int) {
 func (b *Book) QueueBulk(f Family) {
 	k := Key{f, b.bulk[f][0]}
 	b.mark(k, b.records[f][k.bits], Pending{Key: k})
+	b.bulk[f] = b.bulk[f][1:]
 }
 
 // Refilling returns how many addresses a refill has yet to put into the set, at

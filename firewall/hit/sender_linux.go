@@ -1,8 +1,6 @@
 package hit
 
-import (
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // A Sender sends one hit, without ever waiting.
 type Sender struct {
@@ -33,13 +31,10 @@ func (s *Sender) FD() int { return s.fd }
 // error where it has none: wait for [Sender.FD] and try again.
 func (s *Sender) Send() (sent bool, err error) {
 	err = unix.Send(s.fd, s.line, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	switch err {
-	case nil:
-		return true, nil
-	case unix.EAGAIN, unix.EINTR:
+	if err == unix.EAGAIN || err == unix.EINTR {
 		return false, nil
 	}
-	return false, err
+	return err == nil, err
 }
 
 // Close closes the socket. What has been sent stays sent.

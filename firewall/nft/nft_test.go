@@ -357,7 +357,7 @@ func TestWatchFlood(t *testing.T) {
 	}
 	defer w.Close()
 	// As if much more had been changed.
-	if err := setBuffer(w.raw, unix.SO_RCVBUFFORCE, 1<<20); err != nil {
+	if err := w.nl.SetReadBuffer(1 << 20); err != nil {
 		t.Fatal(err)
 	}
 	add := func(n int) {
