@@ -344,7 +344,7 @@ func (s *senders) compare(t *testing.T, acks map[string]acknowledgement) (wrong 
 // The daemon is killed at random moments under load, with a book that is full or
 // not. Every start succeeds, and what was acknowledged is there.
 func TestKillsUnderLoad(t *testing.T) {
-	for name, config := range map[string]string{"with room": "", "full": "max_elements = 2000\nexpiry = \"8h\"\n"} {
+	for name, config := range map[string]string{"with room": "", "full": "max_elements = 2000\n"} {
 		t.Run(name, func(t *testing.T) { testKillsUnderLoad(t, config) })
 	}
 }

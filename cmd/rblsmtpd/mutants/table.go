@@ -117,8 +117,8 @@ var mutants = []mutant{
 	{"a client that is gone is talked to", serve, "case err != unix.EAGAIN && err != unix.EINTR:", "case false:"},
 	{"writing waits", serve, "unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)", "unix.MSG_NOSIGNAL)"},
 
-	{"a full queue is an error", sender, "case unix.EAGAIN, unix.EINTR:", "case unix.EINTR:"},
-	{"a hit that is lost was sent", sender, "return false, err\n", "return true, nil\n"},
+	{"a full queue is an error", sender, "if err == unix.EAGAIN || err == unix.EINTR {", "if err == unix.EINTR {"},
+	{"a hit that is lost was sent", sender, "return err == nil, err\n", "return true, nil\n"},
 
 	{"-i rejects", program, "if !o.reportOnly {", "if true {"},
 	{"-i overrides $RBLSMTPD", program, "if !decided {\n\t\t\tp.setenv", "if true {\n\t\t\tp.setenv"},
