@@ -112,7 +112,7 @@ func TestInstalled(t *testing.T) {
 			"RBLNFT_ZONE=bl.example\n", "RBLNFT_CODE=127.0.0.2\n", "RBLNFT_DECISION=blocked\n", "RBLNFT_BATCH=1\n",
 			"PRIORITY=6\n", "SYSLOG_IDENTIFIER=rblnftd\n", "MESSAGE_ID="+messageID(t, "blocked")+"\n", "_TRANSPORT=journal\n")
 		c.want("journalctl --catalog --unit=rblnftd RBLNFT_ADDRESS=192.0.2.129", "tcp.smtp", "Subject: The address 192.0.2.129 is blocked", "the DNSBL bl.example lists 192.0.2.129",
-			"nft delete element inet rblnft blocked4 { 192.0.2.129 }\n")
+			"nft delete element inet rblnft blocked4 { 192.0.2.129 }")
 		c.want("id rblnftd; cat /proc/$(systemctl show --property=MainPID --value rblnftd)/status", "(rblnftd)",
 			"CapBnd:\t0000000000001000", "CapEff:\t0000000000001000", "CapAmb:\t0000000000001000", "NoNewPrivs:\t1", "Seccomp:\t2")
 	})
