@@ -106,6 +106,9 @@ func testConvergence(t *testing.T) {
 	if err := b.Reload(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
+	for i := range 40 { // whatever the last flush has left
+		b.in <- []hit.Hit{{Addr: addr(i), Zone: "bl.example"}}
+	}
 	b.quiet()
 
 	before := store.Monotonic()
