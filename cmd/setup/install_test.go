@@ -201,7 +201,7 @@ func TestInstalled(t *testing.T) {
 		})
 		c.report(netip.MustParseAddr("198.51.30.1"))
 		c.awaitBlocked(netip.MustParseAddr("198.51.30.1"))
-		if e := c.blocked()["198.51.30.1"]; !strings.Contains(e, " timeout 2h ") {
+		if e := c.blocked()["198.51.30.1"]; !regexp.MustCompile(` timeout (2h|1h59m\S+) `).MatchString(e) {
 			t.Errorf("%q, want the expiry of the new configuration", e)
 		}
 		if now := c.sh("systemctl show --property=MainPID --value rblnftd"); now != pid {
